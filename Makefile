@@ -1,0 +1,113 @@
+# make demo   set up .venv, build, run the demonstration
+# make test   the same set-up, then every test; parts alone: make lint | native | consumer | pytest
+# make slow   the slow tests, and the tests on the oldest and newest torch that are supported
+# make format | clean
+#
+# What is done is recorded by stamp files in .venv and build, so that a second run does only what is missing.
+
+TORCH := 2.14.1
+OTHER_TORCHES := 2.11.0 2.15.0
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --quiet
+NATIVE := build/native
+PREFIX := build/prefix
+JOBS ?= $(shell nproc)
+export MAX_JOBS ?= $(JOBS)
+
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP_TESTS := $(shell find tests/cpp -name '*.cpp' -o -name '*.h')
+BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
+
+.DELETE_ON_ERROR:
+.PHONY: demo test slow format clean lint native consumer pytest install
+
+demo: install
+	$(BIN)/python -m torch_ext.demo
+
+# Cheap ones first. Each part fails by itself; the last line is printed only if all have passed.
+test: lint native consumer pytest
+	@echo "make test: PASSED (lint, native, consumer, pytest)"
+
+pytest: install $(STAMPS)/test
+	$(BIN)/pytest -m "not slow"
+
+lint: $(STAMPS)/test
+	$(BIN)/clang-format --dry-run -Werror $(CPP) $(CPP_TESTS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMPS)/test
+	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# GoogleTest: the kernels under sanitizers, and the C++ API; then an installed copy in build/prefix.
+native: $(NATIVE)/build.ninja
+	$(BIN)/cmake --build $(NATIVE) -j $(JOBS)
+	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure
+	$(BIN)/cmake --install $(NATIVE) --prefix $(PREFIX)
+
+$(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/debian-test
+	$(BIN)/cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja \
+	  -DPython3_EXECUTABLE=$(BIN)/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined
+	@touch $@
+
+# A C++ program on the copy in build/prefix; `make pytest` builds it once more, on the copy in the Python package.
+consumer: native install
+	TORCH_EXT_PREFIX=$(CURDIR)/$(PREFIX) $(BIN)/pytest tests/test_consumer.py
+
+slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
+	$(BIN)/pytest -m slow
+	@echo "make slow: PASSED (slow tests; torch $(OTHER_TORCHES))"
+
+# Run outside the source tree, whose torch_ext holds the library for torch $(TORCH).
+build/torch-%/passed: $(CPP) $(BUILD_FILES) $(shell find torch_ext tests -name '*.py') | $(STAMPS)/debian
+	test -x $(@D)/bin/python || python3 -m venv $(@D)
+	$(@D)/bin/python -m pip --quiet install --upgrade pip setuptools ninja
+	$(@D)/bin/python -m pip --quiet install torch==$* torchvision numpy --group test
+	$(@D)/bin/python -m pip --quiet install --no-build-isolation --no-deps .
+	cd $(@D) && PATH="$(CURDIR)/$(@D)/bin:$$PATH" bin/pytest -c $(CURDIR)/pyproject.toml -m "not slow" $(CURDIR)/tests
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info torch_ext/lib torch_ext/include torch_ext/share $(STAMPS)/install
+
+# ---- set-up ----
+
+# An editable install: Python files are used as they are, so only C++ and the build's own files call for a new one.
+install: $(STAMPS)/install
+
+$(STAMPS)/install: $(STAMPS)/torch $(CPP) $(BUILD_FILES)
+	PATH="$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[demo]"
+	@touch $@
+
+$(STAMPS)/test: pyproject.toml | $(STAMPS)/torch
+	$(PIP) install --group test
+	@touch $@
+
+$(STAMPS)/torch: | $(STAMPS)/debian
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	$(PIP) install --upgrade pip setuptools ninja
+	$(PIP) install torch==$(TORCH) torchvision
+	@touch $@
+
+# $(call debian,TEST,PACKAGES): installs the Debian packages unless the test succeeds.
+define debian
+	@mkdir -p $(STAMPS)
+	@{ $(1); } >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ]; then as_root=; elif sudo -n true 2>/dev/null; then as_root=sudo; \
+	  else echo "Needed, and only root can install it: apt-get install $(2)" >&2; exit 1; fi; \
+	  $$as_root apt-get update --quiet=2 && $$as_root apt-get install --yes --quiet=2 $(2); }
+	@touch $@
+endef
+
+$(STAMPS)/debian:
+	$(call debian,g++ --version && python3 -c 'import ensurepip$(comma) venv',g++ python3-venv)
+
+$(STAMPS)/debian-test:
+	$(call debian,test -e /usr/include/gtest/gtest.h,libgtest-dev)
+
+comma := ,

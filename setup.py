@@ -1,0 +1,73 @@
+"""Builds the C++ library and puts it, its header and its CMake files into the package.
+
+The library holds no Python symbol: torch_ext/_loader.py loads it with torch.ops.load_library. So one wheel serves every
+Python 3, and the folder torch_ext/ is also a CMake prefix for C++ programs.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'"(.+)"', (ROOT / "torch_ext/_version.py").read_text())[1]
+TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
+
+os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
+
+
+class BuildLibrary(BuildExtension):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Kept between builds, editable ones too, so that only what changed is compiled again.
+        self.build_temp = f"build/objects-torch-{torch.__version__}"
+
+    def run(self) -> None:
+        super().run()
+        library = Path(self.get_ext_fullpath("torch_ext.lib.libtorch_ext"))
+        library.with_suffix(".torch").write_text(torch.__version__ + "\n")
+        for folder, files in {"include": ["csrc/torch_ext.h"], "share/cmake/TorchExt": Path("cmake").iterdir()}.items():
+            target = library.parent.parent / folder
+            target.mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copy(file, target)
+
+    def copy_extensions_to_source(self) -> None:
+        Path("torch_ext/lib").mkdir(exist_ok=True)
+        super().copy_extensions_to_source()
+
+
+class AnyPython(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
+library = Extension(
+    "torch_ext.lib.libtorch_ext",
+    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+    include_dirs=["csrc"],
+    define_macros=[("TORCH_EXT_VERSION", f'"{VERSION}"')],
+    extra_compile_args=[
+        *("-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"),
+        *("-Wall", "-Wextra", "-Werror"),
+        *(f"-isystem{path}" for path in include_paths()),
+    ],
+    # OpenMP is compiled in but not linked: the symbols come from the copy that libtorch_cpu itself uses.
+    libraries=["c10", "torch_cpu"],
+    library_dirs=library_paths(),
+    runtime_library_dirs=["$ORIGIN/../../torch/lib"],
+    language="c++",
+    py_limited_api=True,
+)
+
+setup(
+    ext_modules=[library],
+    cmdclass={"build_ext": BuildLibrary.with_options(no_python_abi_suffix=True), "bdist_wheel": AnyPython},
+    install_requires=[f"torch=={TORCH_MINOR}.*"],
+    zip_safe=False,
+)
