@@ -14,7 +14,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'"(.+)"', (ROOT / "torch_ext/_version.py").read_text())[1]
 TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
 
@@ -50,7 +50,7 @@ class AnyPython(bdist_wheel):
 library = Extension(
     "torch_ext.lib.libtorch_ext",
     sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
-    include_dirs=["csrc"],
+    include_dirs=[str(ROOT / "csrc")],
     define_macros=[("TORCH_EXT_VERSION", f'"{VERSION}"')],
     extra_compile_args=[
         *("-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"),
