@@ -1,0 +1,33 @@
+"""python -m torch_ext info: says what is installed and how it will run here."""
+
+import argparse
+import json
+
+import torch
+
+import torch_ext
+
+
+def info() -> str:
+    build = json.loads(torch.ops.torch_ext._build_info())
+    rows = {
+        "torch_ext": build["version"],
+        "torch": f"{torch.__version__} (built with {build['torch']}, {build['compiler']})",
+        "instruction set": f"{torch.ops.torch_ext._isa()} (available: {', '.join(build['isa_supported'])})",
+        "threads": str(torch.get_num_threads()),
+        "OpenMP": "yes" if build["openmp"] else "no: kernels run on one thread",
+        "CUDA": "yes" if build["cuda"] else "no: built for the CPU alone",
+        "library": str(torch_ext._loader.LIBRARY),
+    }
+    return "\n".join(f"{name + ':':17}{value}" for name, value in rows.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m torch_ext", description=__doc__)
+    parser.add_argument("command", choices=["info"])
+    parser.parse_args()
+    print(info())
+
+
+if __name__ == "__main__":
+    main()
