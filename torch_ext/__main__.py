@@ -5,19 +5,20 @@ import json
 
 import torch
 
-import torch_ext
+from torch_ext._loader import LIBRARY
 
 
 def info() -> str:
     build = json.loads(torch.ops.torch_ext._build_info())
     rows = {
         "torch_ext": build["version"],
-        "torch": f"{torch.__version__} (built with {build['torch']}, {build['compiler']})",
-        "instruction set": f"{torch.ops.torch_ext._isa()} (available: {', '.join(build['isa_supported'])})",
+        "torch": f"{torch.__version__} (built with {build['torch']})",
+        "compiler": build["compiler"],
+        "instruction set": f"{torch.ops.torch_ext._isa()} (this CPU has {', '.join(build['isa_supported'])})",
         "threads": str(torch.get_num_threads()),
-        "OpenMP": "yes" if build["openmp"] else "no: kernels run on one thread",
-        "CUDA": "yes" if build["cuda"] else "no: built for the CPU alone",
-        "library": str(torch_ext._loader.LIBRARY),
+        "OpenMP": f"yes ({build['openmp']})" if build["openmp"] else "no: kernels run on one thread",
+        "CUDA": f"yes ({build['cuda']})" if build["cuda"] else "no: built for the CPU alone",
+        "library": str(LIBRARY),
     }
     return "\n".join(f"{name + ':':17}{value}" for name, value in rows.items())
 
