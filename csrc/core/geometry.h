@@ -54,19 +54,31 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-// a * b and a + b; false if the result does not fit. Symbolic sizes cannot be checked and are not.
+// a * b and a + b; false if the result does not fit in 64 bits. A symbolic size cannot be checked and is not.
 template <class Int>
 bool multiply(const Int& a, const Int& b, Int* result) {
-  if constexpr (std::same_as<Int, int64_t>) return !__builtin_mul_overflow(a, b, result);
-  *result = a * b;
-  return true;
+  if constexpr (std::same_as<Int, int64_t>) {
+    return !__builtin_mul_overflow(a, b, result);
+  } else {
+    int64_t product;
+    const auto x = a.maybe_as_int(), y = b.maybe_as_int();
+    if (x && y && !multiply<int64_t>(*x, *y, &product)) return false;
+    *result = a * b;
+    return true;
+  }
 }
 
 template <class Int>
 bool add(const Int& a, const Int& b, Int* result) {
-  if constexpr (std::same_as<Int, int64_t>) return !__builtin_add_overflow(a, b, result);
-  *result = a + b;
-  return true;
+  if constexpr (std::same_as<Int, int64_t>) {
+    return !__builtin_add_overflow(a, b, result);
+  } else {
+    int64_t sum;
+    const auto x = a.maybe_as_int(), y = b.maybe_as_int();
+    if (x && y && !add<int64_t>(*x, *y, &sum)) return false;
+    *result = a + b;
+    return true;
+  }
 }
 
 // max(a, 0), without a guard on a symbolic size.
@@ -99,6 +111,21 @@ bool output_size(const Int& in, const Int& kernel, const Int& stride, const Int&
   return true;
 }
 
+// Size of a transposed convolution's output along one axis; all numbers are known to be in range (before, after and
+// output_padding at least 0). False when it does not fit in Int.
+template <class Int>
+bool transposed_size(const Int& in, const Int& kernel, const Int& stride, const Int& dilation, const Int& before,
+                     const Int& after, const Int& output_padding, Int* out) {
+  using namespace detail;
+  Int steps, extent, padding;
+  if (!multiply<Int>(in - 1, stride, &steps) || !multiply<Int>(kernel - 1, dilation, &extent)) return false;
+  if (!add<Int>(steps, extent, out) || !add<Int>(*out, output_padding, out) || !add<Int>(*out, Int(1), out))
+    return false;
+  if (!add<Int>(before, after, &padding)) return false;
+  *out = *out - padding;
+  return true;
+}
+
 // Fills `geometry`; returns an error text, empty if all is right. Nothing is divided or multiplied before the
 // numbers it depends on are checked.
 template <class Int>
@@ -113,8 +140,7 @@ std::string make_geometry(const ConvArguments<Int>& a, ConvGeometry<Int>* geomet
   if (a.weight.size() != rank)
     return error("expected weight and input to have the same number of dimensions, but got weight of size ",
                  list(a.weight), " and input of size ", list(a.input));
-  if (a.bias && a.bias->size() != 1)
-    return error("expected bias of 1 dimension, but got bias of size ", list(*a.bias));
+  if (a.bias && a.bias->size() != 1) return error("expected bias of 1 dimension, but got bias of size ", list(*a.bias));
   if (a.stride.size() != n) return error("expected stride to have ", n, " numbers, but got ", list(a.stride));
   if (a.padding.size() != 2 * n)
     return error("expected padding to have ", 2 * n, " numbers (axis by axis: before, after), but got ",
@@ -129,18 +155,21 @@ std::string make_geometry(const ConvArguments<Int>& a, ConvGeometry<Int>* geomet
     if (p < 0) return error("negative padding is not supported, but got padding ", list(a.padding));
   if (a.groups < 1) return error("non-positive groups is not supported, but got groups ", a.groups);
   for (size_t i = 0; i < n; ++i)
-    if (a.weight[2 + i] < 1) return error("expected kernel sizes of at least 1, but got weight of size ", list(a.weight));
+    if (a.weight[2 + i] < 1)
+      return error("expected kernel sizes of at least 1, but got weight of size ", list(a.weight));
 
   const auto given = [&] {
     return error("Given groups=", a.groups, ", weight of size ", list(a.weight), " and input of size ", list(a.input));
   };
+  if (a.weight[0] < a.groups)
+    return given() + text(": expected weight to be at least ", a.groups, " at dimension 0, but got ", a.weight[0]);
   if (a.input[1] % a.groups != 0)
     return given() + text(": expected input channels to be divisible by groups, but got ", a.input[1], " channels");
   if (a.weight[0] % a.groups != 0)
     return given() + text(": expected weight's first size to be divisible by groups, but got ", a.weight[0]);
   if (a.input[1] != a.weight[1] * a.groups)
-    return given() + text(": expected input", list(a.input), " to have ", a.weight[1] * a.groups,
-                          " channels, but got ", a.input[1], " channels instead");
+    return given() + text(": expected input", list(a.input), " to have ", a.weight[1] * a.groups, " channels, but got ",
+                          a.input[1], " channels instead");
   if (a.bias && (*a.bias)[0] != a.weight[0])
     return given() + text(": expected bias of size [", a.weight[0], "], but got bias of size ", list(*a.bias));
 
@@ -179,16 +208,18 @@ std::string make_geometry(const ConvArguments<Int>& a, ConvGeometry<Int>* geomet
 // Padding of "same" along one axis: out = ceil(in / stride), the odd one goes after.
 template <class Int>
 void same_padding(const Int& in, const Int& kernel, const Int& stride, const Int& dilation, Int* before, Int* after) {
-  const Int out = (in + stride - 1) / stride;
+  const Int out = (in - 1) / stride + 1;
   const Int total = detail::at_least_zero<Int>((out - 1) * stride + (kernel - 1) * dilation + 1 - in);
   *before = total / 2;
   *after = total - *before;
 }
 
 // Depthwise: every group has one input channel (then out_channels / groups is the channel multiplier) or one output
-// channel (the same convolution seen from its transpose).
+// channel (the same convolution seen from its transpose). One group is depthwise only from one channel to one channel:
+// else it is a dense convolution.
 template <class Int>
 bool is_depthwise(const ConvGeometry<Int>& g) {
+  if (g.groups == 1) return g.in_channels == 1 && g.out_channels == 1;
   return g.in_channels == g.groups || g.out_channels == g.groups;
 }
 

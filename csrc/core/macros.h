@@ -6,6 +6,3 @@
 #else
 #define TORCH_EXT_HOST_DEVICE
 #endif
-
-// Symbols of the public C++ header. Everything else in the library is hidden.
-#define TORCH_EXT_API __attribute__((visibility("default")))

@@ -11,8 +11,6 @@
 // geometry only, so that results do not depend on how many threads take part.
 namespace torch_ext::cpu {
 
-enum class Isa { kScalar, kAvx2 };
-
 // How much one pass needs; all buffers hold Acc<T> and are aligned to 64 bytes.
 struct PassSizes {
   int64_t items;          // independent work items
@@ -49,7 +47,6 @@ struct DepthwiseKernels {
 };
 
 struct KernelTable {
-  Isa isa;
   DepthwiseKernels<float> depthwise_f32;
   DepthwiseKernels<double> depthwise_f64;
   DepthwiseKernels<BFloat16> depthwise_bf16;

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+
+#include "geometry.h"
+
+// Which kernel serves a convolution on the CPU: a pure function of geometry, dtype and instruction set.
+//
+//   geometry               instruction set   float64     float32               bfloat16, float16
+//   depthwise              scalar, AVX2      ours        ours                  ours
+//                          AVX-512           ours        PyTorch's or ours *   PyTorch's or ours *
+//   grouped, dense         scalar, AVX2      PyTorch's   PyTorch's             PyTorch's in float32, rounded once
+//                          AVX-512           PyTorch's   PyTorch's             PyTorch's, float16 in float32
+//
+//   * PyTorch's where it has a kernel made for the case: see has_pytorch_kernel.
+namespace torch_ext {
+
+// kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
+enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class DType { kFloat64, kFloat32, kBFloat16, kFloat16 };
+enum class Pass { kForward, kGradInput, kGradWeight };
+enum class Kernel { kDepthwise, kAten, kAtenFloat32 };
+
+// PyTorch's AVX-512 depthwise kernels: no multiplier, no padding that differs between the sides, no gradient with
+// dilation, no weight gradient wider than 3, no float16.
+inline bool has_pytorch_kernel(const ConvGeometry<int64_t>& g, DType dtype, Pass pass) {
+  if (dtype == DType::kFloat64 || dtype == DType::kFloat16 || g.in_channels != g.out_channels) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    if (g.pad_before[axis] != g.pad_after[axis]) return false;
+    if (pass != Pass::kForward && g.dilation[axis] > 1) return false;
+  }
+  return pass != Pass::kGradWeight || g.kernel[2] <= 3;
+}
+
+inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass) {
+  if (is_depthwise(g))
+    return isa == Isa::kAvx512 && has_pytorch_kernel(g, dtype, pass) ? Kernel::kAten : Kernel::kDepthwise;
+  if (dtype == DType::kFloat16 || (dtype == DType::kBFloat16 && isa != Isa::kAvx512)) return Kernel::kAtenFloat32;
+  return Kernel::kAten;
+}
+
+}  // namespace torch_ext

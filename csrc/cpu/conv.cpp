@@ -1,0 +1,154 @@
+#include <ATen/ops/empty.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <torch/library.h>
+
+#include "depthwise.h"
+#include "isa.h"
+#include "ops/aten.h"
+#include "ops/check.h"
+
+// conv and conv_backward on the CPU: check, allocate, choose a kernel, run it.
+namespace torch_ext::cpu {
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using ops::Gradients;
+using ops::Mask;
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    default:
+      return DType::kFloat16;
+  }
+}
+
+bool is_empty(const Geometry& g) {
+  bool empty = g.batch == 0 || g.in_channels == 0 || g.out_channels == 0;
+  for (int axis = 0; axis < 3; ++axis) empty |= g.in[axis] == 0;
+  return empty;
+}
+
+// PyTorch's result in the strides that ours promises; most often it has them.
+void move_into(Tensor& result, const Tensor& computed) {
+  if (computed.scalar_type() == result.scalar_type() && computed.strides() == result.strides()) result = computed;
+  else result.copy_(computed);
+}
+
+Tensor widened(const Tensor& tensor, Kernel kernel) {
+  return kernel == Kernel::kAtenFloat32 && tensor.defined() ? tensor.to(at::kFloat) : tensor;
+}
+
+void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
+  if (!bias || !bias->defined()) {
+    output.zero_();
+    return;
+  }
+  std::vector<int64_t> per_channel(output.dim() - 1, 1);
+  per_channel[0] = -1;
+  output.copy_(bias->view(per_channel).expand_as(output));
+}
+
+Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
+            IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  const Geometry g = ops::check_conv<int64_t>("conv", input, weight, bias, stride, padding, dilation, groups);
+  Tensor output = ops::empty_output(input, weight, g);
+  if (is_empty(g)) {
+    set_to_bias(output, bias);
+    return output;
+  }
+  const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward);
+  if (kernel == Kernel::kDepthwise) {
+    depthwise_forward(g, input, weight, bias, output);
+  } else {
+    const auto wide_bias = bias ? std::optional(widened(*bias, kernel)) : bias;
+    move_into(output, ops::aten_conv(widened(input, kernel), widened(weight, kernel), wide_bias,
+                                     c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+                                     c10::fromIntArrayRefSlow(dilation), groups));
+  }
+  return output;
+}
+
+Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, IntArrayRef stride,
+                        IntArrayRef padding, IntArrayRef dilation, int64_t groups, Mask mask) {
+  const Geometry g =
+      ops::check_conv_backward<int64_t>("conv_backward", grad_output, input, weight, stride, padding, dilation, groups);
+  std::array<Tensor, 3> gradients;
+  if (mask[0]) gradients[0] = ops::empty_in_format_of(input, input.sym_sizes());
+  if (mask[1]) gradients[1] = ops::empty_in_format_of(weight, weight.sym_sizes());
+  if (mask[2]) gradients[2] = at::empty({g.out_channels}, input.options());
+
+  // Each gradient takes its own kernel; what is left to PyTorch is computed in one call.
+  const Kernel kernels[] = {select_kernel(g, dtype_of(input), isa(), Pass::kGradInput),
+                            select_kernel(g, dtype_of(input), isa(), Pass::kGradWeight)};
+  Mask to_pytorch = {false, false, false};
+  if (is_empty(g)) {
+    for (auto& gradient : gradients)
+      if (gradient.defined()) gradient.zero_();
+  } else {
+    const auto ours = [&](int i) { return mask[i] && kernels[i] == Kernel::kDepthwise; };
+    for (int i : {0, 1}) to_pytorch[i] = mask[i] && !ours(i);
+    if (ours(0)) depthwise_grad_input(g, grad_output, weight, gradients[0]);
+    if (ours(1)) depthwise_grad_weight(g, grad_output, input, gradients[1]);
+  }
+  if (mask[2] && grad_output.numel() > 0) depthwise_grad_bias(g, grad_output, gradients[2]);
+  if (to_pytorch[0] || to_pytorch[1]) {
+    const Kernel kernel = to_pytorch[0] ? kernels[0] : kernels[1];
+    const auto [grad_input, grad_weight, grad_bias] = ops::aten_conv_backward(
+        widened(grad_output, kernel), widened(input, kernel), widened(weight, kernel), c10::fromIntArrayRefSlow(stride),
+        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups, to_pytorch);
+    if (to_pytorch[0]) move_into(gradients[0], grad_input);
+    if (to_pytorch[1]) move_into(gradients[1], grad_weight);
+  }
+  return {gradients[0], gradients[1], gradients[2]};
+}
+
+std::string which_kernel(std::string_view op, const Tensor& input, const Tensor& weight,
+                         const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
+                         IntArrayRef dilation, int64_t groups, std::string_view output) {
+  const std::string name(op);
+  const Geometry g = ops::check_conv<int64_t>(name.c_str(), input, weight, bias, stride, padding, dilation, groups);
+  const bool forward = output == "forward", grad_input = output == "grad_input";
+  TORCH_CHECK(forward || grad_input || output == "grad_weight", op,
+              ": expected output 'forward', 'grad_input' or 'grad_weight', but got '", output, "'");
+  const Pass pass = forward ? Pass::kForward : grad_input ? Pass::kGradInput : Pass::kGradWeight;
+  switch (select_kernel(g, dtype_of(input), isa(), pass)) {
+    case Kernel::kDepthwise:
+      return isa() == Isa::kScalar ? "depthwise/scalar" : "depthwise/avx2";
+    case Kernel::kAtenFloat32:
+      return "aten::convolution in float32";
+    default:
+      return "aten::convolution";
+  }
+}
+
+// Whether a layer of this weight may run on a kernel of ours, or in float32 where PyTorch has no 16-bit kernel.
+bool has_kernel(const Tensor& weight, int64_t groups) {
+  const auto dtype = weight.scalar_type();
+  if (dtype == at::kBFloat16 || dtype == at::kHalf) return true;
+  if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || groups < 1) return false;
+  Geometry g{};
+  g.groups = groups;
+  g.in_channels = weight.size(1) * groups;
+  g.out_channels = weight.size(0);
+  return is_depthwise(g);
+}
+
+TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {
+  m.impl("conv", conv);
+  m.impl("conv_backward", conv_backward);
+}
+
+TORCH_LIBRARY_IMPL(torch_ext, CompositeExplicitAutograd, m) {
+  m.impl("_which_kernel", which_kernel);
+  m.impl("_has_kernel", has_kernel);
+}
+
+}  // namespace
+}  // namespace torch_ext::cpu

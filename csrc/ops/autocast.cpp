@@ -1,0 +1,40 @@
+#include "autocast.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include "call.h"
+
+namespace torch_ext::ops {
+
+at::Tensor autocast(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  const auto device = tensor.device().type();
+  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return tensor;
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
+}
+
+std::optional<at::Tensor> autocast(const std::optional<at::Tensor>& tensor) {
+  if (!tensor) return tensor;
+  return autocast(*tensor);
+}
+
+namespace {
+
+// Under autocast conv takes its tensors in the autocast dtype, as torch's convolutions do.
+template <c10::DispatchKey key>
+at::Tensor conv_autocast(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                         c10::SymInt groups) {
+  const auto cast_input = autocast(input);
+  const auto cast_weight = autocast(weight);
+  const auto cast_bias = autocast(bias);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  return conv(cast_input, cast_weight, cast_bias, stride, padding, dilation, std::move(groups));
+}
+
+TORCH_LIBRARY_IMPL(torch_ext, AutocastCPU, m) { m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCPU>); }
+TORCH_LIBRARY_IMPL(torch_ext, AutocastCUDA, m) { m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCUDA>); }
+
+}  // namespace
+}  // namespace torch_ext::ops

@@ -1,0 +1,51 @@
+#include "call.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+
+namespace torch_ext::ops {
+namespace {
+
+template <class Signature>
+auto find(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+const auto& conv_handle() {
+  static const auto handle = find<decltype(conv)>("torch_ext::conv");
+  return handle;
+}
+
+const auto& conv_backward_handle() {
+  static const auto handle = find<decltype(conv_backward)>("torch_ext::conv_backward");
+  return handle;
+}
+
+}  // namespace
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                c10::SymInt groups) {
+  return conv_handle().call(input, weight, bias, stride, padding, dilation, std::move(groups));
+}
+
+Gradients conv_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                        c10::SymInt groups, Mask output_mask) {
+  return conv_backward_handle().call(grad_output, input, weight, stride, padding, dilation, std::move(groups),
+                                     output_mask);
+}
+
+at::Tensor conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
+                           const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                           c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  return conv_handle().redispatch(keys, input, weight, bias, stride, padding, dilation, std::move(groups));
+}
+
+Gradients conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
+                                   const at::Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                   c10::SymIntArrayRef dilation, c10::SymInt groups, Mask output_mask) {
+  return conv_backward_handle().redispatch(keys, grad_output, input, weight, stride, padding, dilation,
+                                           std::move(groups), output_mask);
+}
+
+}  // namespace torch_ext::ops

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKeySet.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+// The core ops as C++ functions that go through the dispatcher.
+namespace torch_ext::ops {
+
+using Mask = std::array<bool, 3>;
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // of input, weight, bias; undefined where masked off
+
+at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                c10::SymInt groups);
+Gradients conv_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
+                        c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                        c10::SymInt groups, Mask output_mask);
+
+// The same, going on from a kernel to the keys that are left.
+at::Tensor conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
+                           const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                           c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups);
+Gradients conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
+                                   const at::Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                   c10::SymIntArrayRef dilation, c10::SymInt groups, Mask output_mask);
+
+}  // namespace torch_ext::ops

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "core/geometry.h"
+
+// The checks of every op, on any device and on symbolic sizes: tensors first, then the geometry.
+namespace torch_ext::ops {
+
+// Throws unless all tensors that are given are defined, strided, on one device and of one served dtype.
+void check_tensors(const char* op, const at::Tensor& input, const at::Tensor& weight,
+                   const std::optional<at::Tensor>& bias = {});
+
+// Checks tensors and numbers and returns the geometry; Int is int64_t or c10::SymInt.
+template <class Int>
+ConvGeometry<Int> check_conv(const char* op, const at::Tensor& input, const at::Tensor& weight,
+                             const std::optional<at::Tensor>& bias, c10::ArrayRef<Int> stride,
+                             c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation, const Int& groups);
+
+// The same for a backward op, whose grad_output must have the size of the output.
+template <class Int>
+ConvGeometry<Int> check_conv_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                      const at::Tensor& weight, c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
+                                      c10::ArrayRef<Int> dilation, const Int& groups);
+
+// An uninitialised output: channels_last if input or weight suggests it; in 1-D if the input's channels are adjacent.
+template <class Int>
+at::Tensor empty_output(const at::Tensor& input, const at::Tensor& weight, const ConvGeometry<Int>& geometry);
+
+// An uninitialised tensor of these sizes in the memory format of `tensor`: what gradients are.
+at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes);
+
+}  // namespace torch_ext::ops

@@ -1,0 +1,170 @@
+#include "composite.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/constant_pad_nd.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "aten.h"
+#include "autocast.h"
+#include "call.h"
+#include "check.h"
+
+namespace torch_ext::ops {
+namespace {
+
+// A call in the form of the core ops, and whether its result has to lose the batch axis again.
+struct Call {
+  std::string op;
+  int dims;
+  bool unbatched;
+  at::Tensor input, weight;
+  std::optional<at::Tensor> bias;
+  SymInts stride = {}, padding = {}, dilation = {};
+
+  at::Tensor restore(const at::Tensor& output) const { return unbatched ? output.squeeze(0) : output; }
+};
+
+Call normalise(const char* family, int dims, const at::Tensor& input, const at::Tensor& weight,
+               const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+               c10::SymIntArrayRef dilation) {
+  Call call{family + std::to_string(dims) + "d", dims, false, autocast(input), autocast(weight), autocast(bias)};
+  const char* op = call.op.c_str();
+  check_tensors(op, call.input, call.weight, call.bias);
+  TORCH_CHECK(input.dim() == dims + 2 || input.dim() == dims + 1, op, ": expected input of ", dims + 2, " or ",
+              dims + 1, " dimensions, but got input of size ", input.sym_sizes());
+  TORCH_CHECK(weight.dim() == dims + 2, op, ": expected weight of ", dims + 2, " dimensions, but got weight of size ",
+              weight.sym_sizes());
+  call.unbatched = input.dim() == dims + 1;
+  if (call.unbatched) call.input = call.input.unsqueeze(0);
+  call.stride = per_axis(op, "stride", stride, dims);
+  call.dilation = per_axis(op, "dilation", dilation, dims);
+  call.padding = resolve_padding(op, padding, call.input.sym_sizes().slice(2), weight.sym_sizes().slice(2), call.stride,
+                                 call.dilation);
+  return call;
+}
+
+// Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
+// every tool sees PyTorch's own op. In 16 bit on a CPU the core op decides, for it knows the instruction set.
+bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input) {
+  if (is_depthwise(g)) return false;
+  return input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble || input.is_cuda();
+}
+
+at::Tensor run(const Call& call, const c10::SymInt& groups) {
+  const auto g = check_conv<c10::SymInt>(call.op.c_str(), call.input, call.weight, call.bias, call.stride, call.padding,
+                                         call.dilation, groups);
+  const auto function = belongs_to_pytorch(g, call.input) ? aten_conv : conv;
+  return call.restore(function(call.input, call.weight, call.bias, call.stride, call.padding, call.dilation, groups));
+}
+
+// Checks a depthwise weight [C*M, 1, *k] against its input and returns C.
+c10::SymInt check_depthwise(const Call& call, const char* weight_name) {
+  static const char* const kernels[] = {"k", "kh, kw", "kd, kh, kw"};
+  const c10::SymInt channels = call.input.sym_size(1);
+  const auto sizes = call.weight.sym_sizes();
+  TORCH_CHECK(sizes[1] == 1 && channels > 0 && sizes[0] > 0 && sizes[0] % channels == 0, call.op, ": expected ",
+              weight_name, " of shape [C*M, 1, ", kernels[call.dims - 1], "] with C = ", channels, ", but got ", sizes);
+  return channels;
+}
+
+}  // namespace
+
+at::Tensor depthwise_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
+                          const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+                          c10::SymIntArrayRef dilation) {
+  const Call call = normalise("depthwise_conv", dims, input, weight, bias, stride, padding, dilation);
+  return run(call, check_depthwise(call, "weight"));
+}
+
+at::Tensor group_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+                      c10::SymIntArrayRef dilation, const c10::SymInt& groups) {
+  return run(normalise("group_conv", dims, input, weight, bias, stride, padding, dilation), groups);
+}
+
+at::Tensor separable_conv(int dims, const at::Tensor& input, const at::Tensor& depthwise_weight,
+                          const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                          c10::SymIntArrayRef stride, const Padding& padding, c10::SymIntArrayRef dilation) {
+  Call depthwise = normalise("separable_conv", dims, input, depthwise_weight, {}, stride, padding, dilation);
+  const c10::SymInt channels = check_depthwise(depthwise, "depthwise_weight");
+
+  Call pointwise = depthwise;
+  pointwise.weight = autocast(pointwise_weight);
+  pointwise.bias = autocast(bias);
+  pointwise.stride = pointwise.dilation = SymInts(dims, 1);
+  pointwise.padding = SymInts(2 * dims, 0);
+  check_tensors(depthwise.op.c_str(), depthwise.input, pointwise.weight, pointwise.bias);
+  const auto sizes = pointwise.weight.sym_sizes();
+  const bool right = sizes.size() == size_t(dims + 2) && sizes[1] == depthwise.weight.sym_size(0) &&
+                     std::all_of(sizes.begin() + 2, sizes.end(), [](const auto& size) { return size == 1; });
+  TORCH_CHECK(right, depthwise.op,
+              ": expected pointwise_weight of shape [O, C*M, 1, ...] with C*M = ", depthwise.weight.sym_size(0),
+              ", but got ", sizes);
+
+  depthwise.unbatched = false;  // the batch axis goes once, at the end
+  pointwise.input = run(depthwise, channels);
+  return run(pointwise, 1);
+}
+
+// The transpose of a convolution is its gradient with respect to the input, here of the convolution with C*M input
+// channels in C groups whose output is as large as `input`.
+at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at::Tensor& weight,
+                                    const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                                    c10::SymIntArrayRef padding, c10::SymIntArrayRef output_padding,
+                                    c10::SymIntArrayRef dilation) {
+  const Call call = normalise("depthwise_conv_transpose", dims, input, weight, bias, stride, padding, dilation);
+  const SymInts extra = per_axis(call.op.c_str(), "output_padding", output_padding, dims);
+  const bool has_bias = call.bias && call.bias->defined();
+
+  const c10::SymInt channels = call.input.sym_size(1), outputs = channels * weight.sym_size(1);
+  TORCH_CHECK(outputs > 0 && weight.sym_size(0) == channels, call.op,
+              ": expected weight of shape [C, M, *kernel] with C = ", channels, ", but got ", weight.sym_sizes());
+  TORCH_CHECK(!has_bias || (bias->dim() == 1 && bias->sym_size(0) == outputs), call.op,
+              ": expected bias of shape [C*M] with C*M = ", outputs, ", but got ",
+              bias ? bias->sym_sizes() : c10::SymIntArrayRef());
+
+  SymInts sizes{call.input.sym_size(0), outputs};
+  SymInts unreached;  // for constant_pad_nd: last axis first
+  bool has_unreached = false;
+  for (int axis = 0; axis < dims; ++axis) {
+    const auto& s = call.stride[axis];
+    const auto& d = call.dilation[axis];
+    const auto& before = call.padding[2 * axis];
+    const auto& after = call.padding[2 * axis + 1];
+    TORCH_CHECK(s > 0, call.op, ": non-positive stride is not supported, but got stride ", stride);
+    TORCH_CHECK(d > 0, call.op, ": dilation should be greater than zero, but got dilation ", dilation);
+    TORCH_CHECK(before >= 0 && after >= 0, call.op, ": negative padding is not supported, but got padding ", padding);
+    TORCH_CHECK(extra[axis] >= 0 && (extra[axis] < s || extra[axis] < d), call.op,
+                ": output padding must be smaller than either stride or dilation, but got output_padding ",
+                output_padding);
+    // Output padding below the stride adds positions that the convolution drops by rounding down; the rest of it adds
+    // positions that no input reaches.
+    const c10::SymInt reached = extra[axis] < s ? extra[axis] : s - 1;
+    has_unreached |= reached != extra[axis];
+    unreached.insert(unreached.begin(), {0, extra[axis] - reached});
+    c10::SymInt size;
+    const bool fits = transposed_size<c10::SymInt>(call.input.sym_size(2 + axis), weight.sym_size(2 + axis), s, d,
+                                                   before, after, reached, &size);
+    TORCH_CHECK(fits && size > 0, call.op, ": expected a positive output size that fits in 64 bits, but got input ",
+                call.input.sym_sizes(), ", weight ", weight.sym_sizes(), ", stride ", stride, ", padding ", padding,
+                ", dilation ", dilation);
+    sizes.push_back(size);
+  }
+
+  // Only its size and format are used: its memory is never touched.
+  const auto like = empty_in_format_of(call.input, sizes);
+  auto output = std::get<0>(conv_backward(call.input, like, call.weight, call.stride, call.padding, call.dilation,
+                                          channels, {true, false, false}));
+  if (has_unreached) output = at::constant_pad_nd_symint(output, unreached);
+  if (has_bias) {
+    std::vector<int64_t> per_channel(dims + 1, 1);
+    per_channel[0] = -1;
+    output = at::add(output, call.bias->view(per_channel));
+  }
+  return call.restore(output);
+}
+
+}  // namespace torch_ext::ops

@@ -1,0 +1,31 @@
+#include <torch/library.h>
+
+#include "call.h"
+
+// Only in builds without CUDA: tells what to do instead of "no kernel found".
+namespace torch_ext::ops {
+namespace {
+
+[[noreturn]] void refuse(const char* op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op,
+                              ": this build of torch_ext has no CUDA kernels; expected CPU tensors, but got CUDA ones");
+  std::abort();
+}
+
+at::Tensor conv_cuda(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, c10::SymIntArrayRef,
+                     c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt) {
+  refuse("torch_ext::conv");
+}
+
+Gradients conv_backward_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef,
+                             c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, Mask) {
+  refuse("torch_ext::conv_backward");
+}
+
+TORCH_LIBRARY_IMPL(torch_ext, CUDA, m) {
+  m.impl("conv", conv_cuda);
+  m.impl("conv_backward", conv_backward_cuda);
+}
+
+}  // namespace
+}  // namespace torch_ext::ops
