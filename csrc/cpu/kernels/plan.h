@@ -1,0 +1,217 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+
+#include "../../core/geometry.h"
+#include "../../core/view.h"
+
+// How a pass walks over its axes, and how it is cut: everything that is only integers and depends on no instruction set.
+//
+// A pass computes target positions from source positions. Target position phase + phases * j reads the source at
+// j * stride + t * step + origin, weighted by kernel tap tap_first + t * tap_step, for t in [0, taps).
+//   forward     one phase; stride, dilation and padding as they are
+//   grad input  one phase per residue of the position modulo the stride: i + pad = o * stride + tap * dilation is solved
+//               once per phase, so that within a phase the taps are a dense progression and o moves with j
+namespace torch_ext::cpu {
+
+template <class A>
+inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));  // channels in one vector, in every instruction set
+inline constexpr int64_t kMaxVectors = 2;  // vectors in a block of channels: together a cache line
+inline constexpr int64_t kMaxRows = 128;   // source rows that are packed at a time
+inline constexpr int64_t kMaxGroup = 8;    // column phases that share packed rows
+inline constexpr int64_t kMaxColumns = 128;
+inline constexpr int64_t kMinColumns = 32;
+inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
+inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
+inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
+inline constexpr int64_t kParts = 64;                   // threads that the items should be able to feed
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }  // a, b >= 1
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+inline int64_t size(Range r) { return r.end > r.begin ? r.end - r.begin : 0; }
+
+// Part `index` of [0, total) cut into `parts` nearly equal ranges.
+inline Range part(int64_t total, int64_t parts, int64_t index) {
+  const int64_t length = total / parts, rest = total % parts;
+  const int64_t begin = index * length + std::min(index, rest);
+  return {begin, begin + length + (index < rest)};
+}
+
+// x with a * x = 1 modulo m, for coprime a and m >= 1.
+inline int64_t inverse(int64_t a, int64_t m) {
+  int64_t r0 = m, r1 = a % m, x0 = 0, x1 = 1;
+  while (r1 != 0) {
+    const int64_t q = r0 / r1, r = r0 - q * r1, x = x0 - q * x1;
+    r0 = r1, r1 = r, x0 = x1, x1 = x;
+  }
+  return x0 < 0 ? x0 + m : x0;
+}
+
+struct Phase {
+  int64_t stride, step, origin;
+  int64_t taps, tap_first, tap_step;
+
+  int64_t source(int64_t j, int64_t t) const { return j * stride + origin + t * step; }
+
+  // The taps among `range` for which some of the positions first, ..., last (the sources of tap 0) hits [0, size).
+  Range clip(int64_t first, int64_t last, int64_t size, Range range) const {
+    int64_t begin = 0, end = 0;
+    if (step > 0) {
+      if (last < 0) begin = ceil_div(-last, step);
+      if (first < size) end = (size - 1 - first) / step + 1;
+    } else {
+      if (first >= size) begin = (first - size) / -step + 1;
+      if (last >= 0) end = last / -step + 1;
+    }
+    return {std::max(begin, range.begin), std::min({end, range.end, taps})};
+  }
+};
+
+struct Axis {
+  bool transposed;
+  int64_t target, source;  // sizes
+  int64_t kernel, stride, dilation, pad;
+  int64_t phases;    // target positions with the same remainder modulo this share their taps
+  int64_t max_taps;  // of any phase
+  int64_t unit;      // distance between the source positions of neighbouring taps
+  int64_t classes;   // visited class by class (position modulo this), source positions move by multiples of unit
+
+  Phase phase(int64_t index) const {
+    if (!transposed) return {stride, dilation, -pad, kernel, 0, 1};
+    const int64_t divisor = std::gcd(stride, dilation), period = stride / divisor, residue = index + pad;
+    if (residue % divisor != 0) return {1, -unit, 0, 0, 0, 1};
+    const __int128 product = __int128(residue / divisor % period) * inverse(dilation / divisor, period);
+    const int64_t tap = static_cast<int64_t>(product % period);
+    if (tap >= kernel) return {1, -unit, 0, 0, 0, 1};
+    return {1, -unit, (residue - tap * dilation) / stride, (kernel - 1 - tap) / period + 1, tap, period};
+  }
+
+  // Number of target positions of a phase.
+  int64_t count(int64_t phase) const { return phase < target ? (target - 1 - phase) / phases + 1 : 0; }
+  int64_t source_stride() const { return transposed ? 1 : stride; }
+};
+
+inline Axis forward_axis(const ConvGeometry<int64_t>& g, int i) {
+  const int64_t common = std::gcd(g.stride[i], g.dilation[i]);
+  return {.transposed = false, .target = g.out[i], .source = g.in[i], .kernel = g.kernel[i], .stride = g.stride[i],
+          .dilation = g.dilation[i], .pad = g.pad_before[i], .phases = 1, .max_taps = g.kernel[i],
+          .unit = g.dilation[i], .classes = std::min(g.dilation[i] / common, g.out[i])};
+}
+
+inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
+  const int64_t common = std::gcd(g.stride[i], g.dilation[i]), unit = g.dilation[i] / common;
+  int64_t classes;  // neighbouring phases share source rows, unless their taps interleave
+  if (__builtin_mul_overflow(unit, g.stride[i], &classes)) classes = g.in[i];
+  if (unit == 1) classes = 1;
+  return {.transposed = true, .target = g.in[i], .source = g.out[i], .kernel = g.kernel[i], .stride = g.stride[i],
+          .dilation = g.dilation[i], .pad = g.pad_before[i], .phases = g.stride[i],
+          .max_taps = ceil_div(g.kernel[i], g.stride[i] / common), .unit = unit,
+          .classes = std::min(classes, g.in[i])};
+}
+
+// Tiles of columns and blocks of taps, chosen so that the packed rows of a block and tile stay in cache.
+struct Tiling {
+  int64_t columns;        // positions j of each column phase in a tile
+  int64_t terms;          // source channels (per target channel) in a block
+  Triple<int64_t> taps;   // taps in a block
+  Triple<int64_t> slots;  // ring slots: depths, rows; and packed columns in a row
+  bool single;            // one block holds all taps
+
+  int64_t rows() const { return terms * slots[0] * slots[1]; }
+  int64_t ring() const { return rows() * slots[2]; }  // vectors per vector of channels
+};
+
+namespace detail {
+
+// Source columns that a tile of `columns` positions and `taps` taps touches, when taps outside the image are left out.
+inline int64_t packed_columns(const Axis& axis, int64_t columns, int64_t taps, int64_t group) {
+  const __int128 reach = __int128(columns - 1) * axis.source_stride();
+  const __int128 all = reach + __int128(taps - 1) * axis.unit + 1 + (group > 1);
+  const __int128 clipped = axis.source + 2 * reach;
+  return static_cast<int64_t>(std::min({all, clipped, __int128(1) << 32}));
+}
+
+inline void set_slots(const Triple<Axis>& axes, int64_t group, Tiling* t) {
+  for (int i = 0; i < 2; ++i) t->slots[i] = std::min(t->taps[i], (axes[i].source - 1) / axes[i].unit + 1);
+  t->slots[2] = packed_columns(axes[2], t->columns, t->taps[2], group);
+}
+
+inline int64_t half(int64_t n) { return (n + 1) / 2; }
+
+}  // namespace detail
+
+// group: column phases in a tile; pixel_bytes: one packed column of a block of channels; max_block: taps in a block.
+inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group, int64_t pixel_bytes,
+                          int64_t max_block = std::numeric_limits<int64_t>::max()) {
+  using detail::half;
+  const auto fits = [&](Tiling& t, int64_t bytes) {
+    detail::set_slots(axes, group, &t);
+    // Every factor is at most 2^32 or small, but their product may not fit.
+    const __int128 ring = __int128(t.terms) * t.slots[0] * t.slots[1] * t.slots[2] * pixel_bytes;
+    const __int128 rows = __int128(t.terms) * t.taps[0] * t.taps[1];
+    return ring <= bytes && rows <= kMaxRows && rows * t.taps[2] <= max_block;
+  };
+  const Axis& w = axes[2];
+  Tiling t{.columns = std::min(w.count(0), std::max<int64_t>(1, kMaxColumns / group)), .terms = terms,
+           .taps = {{axes[0].max_taps, axes[1].max_taps, w.max_taps}}, .slots = {}, .single = true};
+  for (Tiling tile = t;; tile.columns = half(tile.columns)) {
+    if (fits(tile, kRingBytes)) return tile;
+    if (tile.columns * group <= kMinColumns) break;
+  }
+  // Distant taps share no columns: packing what lies between them would be waste.
+  const __int128 reach = std::max<__int128>(__int128(t.columns) * w.source_stride(), 64);
+  while (t.taps[2] > 1 && __int128(t.taps[2] - 1) * w.unit > reach) t.taps[2] = half(t.taps[2]);
+  while (!fits(t, kBlockedRingBytes)) {
+    if (t.terms > 1) t.terms = half(t.terms);
+    else if (t.taps[0] > 1) t.taps[0] = half(t.taps[0]);
+    else if (t.taps[1] > 1) t.taps[1] = half(t.taps[1]);
+    else if (t.columns > 1) t.columns = half(t.columns);
+    else t.taps[2] = half(t.taps[2]);
+  }
+  t.single = t.terms == terms && t.taps[0] == axes[0].max_taps && t.taps[1] == axes[1].max_taps &&
+             t.taps[2] == w.max_taps;
+  return t;
+}
+
+// How positions are cut into parts that are independent pieces of work.
+struct Parts {
+  int64_t n, d, h, w;
+
+  int64_t count() const { return n * d * h * w; }
+};
+
+// At least `needed` parts in all where the sizes allow it, rows of `shortest` positions and longer.
+inline int64_t cut(int64_t* needed, int64_t size, int64_t shortest) {
+  const int64_t parts = std::clamp<int64_t>(*needed, 1, std::max<int64_t>(1, size / shortest));
+  *needed = ceil_div(*needed, parts);
+  return parts;
+}
+
+// One axis of channels cut into blocks of vectors.
+struct Channels {
+  int64_t channels, lanes;  // lanes in a vector
+
+  int64_t all_vectors() const { return ceil_div(channels, lanes); }
+  int64_t block_vectors() const { return std::min(all_vectors(), kMaxVectors); }
+  int64_t blocks() const { return ceil_div(all_vectors(), block_vectors()); }
+  int64_t vectors(int64_t block) const { return std::min(block_vectors(), all_vectors() - block * block_vectors()); }
+};
+
+// Which channel belongs to a lane: lane * times / over, plus the term. "Wide" is the side with more channels.
+struct ChannelMap {
+  int64_t times, over;
+
+  int64_t operator()(int64_t lane) const { return lane * times / over; }
+};
+
+inline bool output_is_wide(const ConvGeometry<int64_t>& g) { return g.groups == g.in_channels; }
+inline int64_t multiplier(const ConvGeometry<int64_t>& g) {
+  return output_is_wide(g) ? g.out_channels / g.groups : g.in_channels / g.groups;
+}
+inline int64_t wide_channels(const ConvGeometry<int64_t>& g) { return g.groups * multiplier(g); }
+inline int64_t kernel_taps(const ConvGeometry<int64_t>& g) { return g.kernel[0] * g.kernel[1] * g.kernel[2]; }
+
+}  // namespace torch_ext::cpu

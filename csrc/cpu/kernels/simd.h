@@ -1,0 +1,21 @@
+#pragma once
+
+// Vec<A>: one vector of kLanes<A> numbers, 8 float or 4 double, in the namespace of the instruction set that the
+// including file chose by defining TORCH_EXT_ISA as scalar or avx2. Everything that touches a vector lives in that
+// namespace: a helper outside of it would become one symbol for both instruction sets.
+//
+//   Vec::zero, broadcast, load, store, operator+, operator-, fma(a, b, c) = a * b + c
+//   load_wide(p), store_rounded(p, v)                 from and to a storage type
+//   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
+//   transpose(rows)                                   a square of kLanes vectors
+#include "convert.h"
+
+#define TORCH_EXT_ISA_IS_avx2 1
+#define TORCH_EXT_ISA_IS_scalar 0
+#define TORCH_EXT_JOIN_(a, b) a##b
+#define TORCH_EXT_JOIN(a, b) TORCH_EXT_JOIN_(a, b)
+#if TORCH_EXT_JOIN(TORCH_EXT_ISA_IS_, TORCH_EXT_ISA)
+#include "simd_avx2.h"
+#else
+#include "simd_scalar.h"
+#endif

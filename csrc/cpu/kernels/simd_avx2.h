@@ -1,0 +1,118 @@
+#pragma once
+
+// AVX2 with FMA and F16C. See simd.h. Included within a target region, after <immintrin.h>. Operators are not friends:
+// GCC does not apply the region to functions that a class defines as friends.
+
+namespace torch_ext::cpu::avx2 {
+
+template <class A>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  __m256 v;
+
+  static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+};
+
+template <>
+struct Vec<double> {
+  __m256d v;
+
+  static Vec broadcast(double x) { return {_mm256_set1_pd(x)}; }
+  static Vec zero() { return {_mm256_setzero_pd()}; }
+  static Vec load(const double* p) { return {_mm256_loadu_pd(p)}; }
+  void store(double* p) const { _mm256_storeu_pd(p, v); }
+};
+
+inline Vec<float> operator+(Vec<float> a, Vec<float> b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Vec<float> operator-(Vec<float> a, Vec<float> b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Vec<double> operator+(Vec<double> a, Vec<double> b) { return {_mm256_add_pd(a.v, b.v)}; }
+inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_pd(a.v, b.v)}; }
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+
+inline Vec<float> load_wide(const float* p) { return Vec<float>::load(p); }
+inline Vec<double> load_wide(const double* p) { return Vec<double>::load(p); }
+inline Vec<float> load_wide(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+inline Vec<float> load_wide(const Half* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+inline void store_rounded(float* p, Vec<float> x) { x.store(p); }
+inline void store_rounded(double* p, Vec<double> x) { x.store(p); }
+inline void store_rounded(BFloat16* p, Vec<float> x) {
+  const __m256i bits = _mm256_castps_si256(x.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i even = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_blendv_epi8(even, quiet, nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store_rounded(Half* p, Vec<float> x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline __m256i first_lanes(float, int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes(double, int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Vec<float> load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(0.f, n))}; }
+inline Vec<double> load_partial(const double* p, int64_t n) { return {_mm256_maskload_pd(p, first_lanes(0., n))}; }
+inline void store_partial(float* p, Vec<float> x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v); }
+inline void store_partial(double* p, Vec<double> x, int64_t n) { _mm256_maskstore_pd(p, first_lanes(0., n), x.v); }
+
+// The 16-bit types have no masked moves: through a whole vector in memory.
+template <class T>
+Vec<float> load_partial(const T* p, int64_t n) {
+  T whole[8] = {};
+  for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
+  return load_wide(whole);
+}
+template <class T>
+void store_partial(T* p, Vec<float> x, int64_t n) {
+  T whole[8];
+  store_rounded(whole, x);
+  for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
+}
+
+inline void transpose(Vec<float> (&r)[8]) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+      u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+    }
+  for (int i = 0; i < 4; ++i) {
+    r[i].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
+inline void transpose(Vec<double> (&r)[4]) {
+  __m256d t[4];
+  for (int i = 0; i < 4; i += 2) {
+    t[i] = _mm256_unpacklo_pd(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_pd(r[i].v, r[i + 1].v);
+  }
+  for (int i = 0; i < 2; ++i) {
+    r[i].v = _mm256_permute2f128_pd(t[i], t[i + 2], 0x20);
+    r[i + 2].v = _mm256_permute2f128_pd(t[i], t[i + 2], 0x31);
+  }
+}
+
+}  // namespace torch_ext::cpu::avx2

@@ -1,0 +1,168 @@
+#pragma once
+
+// The inner loops, on packed rows. One vector is kLanes channels of one column; strides and steps are in elements.
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+// A source row and the weights of its taps.
+template <class A>
+struct SourceRow {
+  const A* source;
+  const A* weight;
+};
+
+//   out[j] = initial[j] + sum over rows and t in [0, taps) of weight[t] * source[j * source_stride + t * step]
+template <class A>
+struct RowSum {
+  const SourceRow<A>* rows;
+  int64_t row_count;
+  int64_t source_offset, source_stride, step;
+  int64_t weight_offset, weight_step;
+  int64_t taps;
+  const A* initial;
+  int64_t initial_stride;
+  A* out;
+  int64_t out_stride;
+};
+
+// A register tile of 1 row by kColumns columns by 1 vector: one weight vector is loaded at a time, and the source is
+// the memory operand of the multiply-add. kStride: columns between neighbours if known, else 0.
+template <class A, int kColumns, int kStride>
+inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t column) {
+  constexpr int64_t L = kLanes<A>;
+  const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
+  Vec<A> sum[kColumns];
+  for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::load(r.initial + (column + j) * r.initial_stride);
+  for (const SourceRow<A>*row = r.rows, *end = row + r.row_count; row < end; ++row) {
+    const A* source = row->source + r.source_offset + column * stride;
+    const A* weight = row->weight + r.weight_offset;
+    for (int64_t t = r.taps; t > 0; --t) {
+      const Vec<A> w = Vec<A>::load(weight);
+      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
+      source += r.step;
+      weight += r.weight_step;
+    }
+  }
+  for (int j = 0; j < kColumns; ++j) sum[j].store(r.out + (column + j) * r.out_stride);
+}
+
+template <class A, int kColumns, int kStride>
+__attribute__((noinline)) void last_tile(const RowSum<A>& r, int64_t column) {
+  tile<A, kColumns, kStride>(r, column);
+}
+
+template <class A, int kStride>
+__attribute__((noinline)) int64_t whole_tiles(const RowSum<A>& r, int64_t columns) {
+  int64_t column = 0;
+  for (; column + 8 <= columns; column += 8) tile<A, 8, kStride>(r, column);
+  return column;
+}
+
+template <class A, int kStride>
+void sum_row(const RowSum<A>& r, int64_t columns) {
+  const int64_t column = columns >= 8 ? whole_tiles<A, kStride>(r, columns) : 0;
+  switch (columns - column) {
+    case 1: return last_tile<A, 1, kStride>(r, column);
+    case 2: return last_tile<A, 2, kStride>(r, column);
+    case 3: return last_tile<A, 3, kStride>(r, column);
+    case 4: return last_tile<A, 4, kStride>(r, column);
+    case 5: return last_tile<A, 5, kStride>(r, column);
+    case 6: return last_tile<A, 6, kStride>(r, column);
+    case 7: return last_tile<A, 7, kStride>(r, column);
+  }
+}
+
+template <class A>
+void sum_row(const RowSum<A>& r, int64_t columns) {
+  if (r.source_stride == kLanes<A>) sum_row<A, 1>(r, columns);
+  else if (r.source_stride == 2 * kLanes<A>) sum_row<A, 2>(r, columns);
+  else sum_row<A, 0>(r, columns);
+}
+
+// A sum and its rounding error, one vector each (Kahan's summation): long sums lose nothing.
+template <class A>
+void add_compensated(A* sum, Vec<A> x) {
+  const Vec<A> old = Vec<A>::load(sum), y = x - Vec<A>::load(sum + kLanes<A>), total = old + y;
+  total.store(sum);
+  ((total - old) - y).store(sum + kLanes<A>);
+}
+
+// A source row and where its taps are summed: tap t at sums + 2 * t * lanes.
+template <class A>
+struct TapRow {
+  const A* source;
+  A* sums;
+};
+
+//   sums[t] += sum over j in [0, columns) of factor[j] * source[j * source_stride + t * step]    for t in [0, kTaps)
+template <class A>
+struct TapSum {
+  const TapRow<A>* rows;
+  int64_t source_offset, source_stride, step;
+  const A* factor;
+  int64_t columns;
+  int64_t sums_offset;
+};
+
+// kRows * kTaps * kChains sums stay in registers: chains are every kChains-th column, to hide the adder's latency.
+template <class A, int kRows, int kTaps, int kChains>
+__attribute__((noinline)) void sum_taps(const TapSum<A>& s, int64_t first_row) {
+  constexpr int64_t L = kLanes<A>;
+  const int64_t stride = s.source_stride, step = s.step;
+  Vec<A> sum[kChains][kRows][kTaps];
+  const A* source[kRows];
+  for (int c = 0; c < kChains; ++c)
+    for (int r = 0; r < kRows; ++r)
+      for (int t = 0; t < kTaps; ++t) sum[c][r][t] = Vec<A>::zero();
+  for (int r = 0; r < kRows; ++r) source[r] = s.rows[first_row + r].source + s.source_offset;
+  const A* factor = s.factor;
+  int64_t j = s.columns;
+  for (; j >= kChains; j -= kChains)
+    for (int c = 0; c < kChains; ++c) {
+      const Vec<A> x = Vec<A>::load(factor);
+      factor += L;
+      for (int r = 0; r < kRows; ++r) {
+        for (int t = 0; t < kTaps; ++t) sum[c][r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[c][r][t]);
+        source[r] += stride;
+      }
+    }
+  for (; j > 0; --j) {
+    const Vec<A> x = Vec<A>::load(factor);
+    factor += L;
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTaps; ++t) sum[0][r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[0][r][t]);
+      source[r] += stride;
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int t = 0; t < kTaps; ++t) {
+      Vec<A> total = sum[0][r][t];
+      for (int c = 1; c < kChains; ++c) total = total + sum[c][r][t];
+      add_compensated(s.rows[first_row + r].sums + s.sums_offset + 2 * t * L, total);
+    }
+}
+
+// All rows for a chunk of kTaps taps: kRows at a time, then one by one.
+template <class A, int kTaps, int kRows, int kChains>
+void sum_chunk(const TapSum<A>& s, int64_t rows) {
+  int64_t row = 0;
+  if constexpr (kRows > 1)
+    for (; row + kRows <= rows; row += kRows) sum_taps<A, kRows, kTaps, 1>(s, row);
+  for (; row < rows; ++row) sum_taps<A, 1, kTaps, kChains>(s, row);
+}
+
+template <class A>
+void sum_chunk(const TapSum<A>& s, int64_t rows, int64_t taps) {
+  switch (taps) {
+    case 1: return sum_chunk<A, 1, 5, 8>(s, rows);
+    case 2: return sum_chunk<A, 2, 3, 4>(s, rows);
+    case 3: return sum_chunk<A, 3, 3, 3>(s, rows);
+    case 4: return sum_chunk<A, 4, 2, 2>(s, rows);
+    case 5: return sum_chunk<A, 5, 1, 2>(s, rows);
+    case 6: return sum_chunk<A, 6, 1, 1>(s, rows);
+    case 7: return sum_chunk<A, 7, 1, 1>(s, rows);
+    case 8: return sum_chunk<A, 8, 1, 1>(s, rows);
+  }
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA

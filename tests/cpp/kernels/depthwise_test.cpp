@@ -1,0 +1,245 @@
+#include "kernel_case.h"
+
+namespace torch_ext::test {
+namespace {
+
+class Depthwise : public KernelTest {};
+INSTANTIATE_FOR_EVERY_ISA(Depthwise);
+
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced, Layout::kExpanded};
+
+Case square(int64_t channels, int64_t size, int64_t kernel, int64_t padding) {
+  return {.batch = 2, .in_channels = channels, .out_channels = channels, .groups = channels, .in = {size, size},
+          .kernel = {kernel, kernel}, .stride = {1, 1}, .padding = {padding, padding, padding, padding},
+          .dilation = {1, 1}};
+}
+
+TEST_P(Depthwise, ChannelsAndWidths) {
+  int i = 0;
+  for (int64_t channels : {1, 3, 7, 8, 9, 13, 17, 58})
+    for (int64_t width = 1; width <= 9; ++width, ++i) {
+      Case c = square(channels, 3, 3, 1);
+      c.in[1] = width;
+      c.batch = 1;
+      c.input_layout = kLayouts[i % 4];
+      c.output_layout = kLayouts[(i + i / 4) % 3];
+      check_all(c);
+    }
+}
+
+TEST_P(Depthwise, KernelsAlsoWiderThanTheImage) {
+  int i = 0;
+  for (int64_t kernel : {1, 2, 3, 5, 7, 13})
+    for (int64_t size : {4, 7, 18})
+      for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+        Case c = square(9, size, kernel, kernel / 2);
+        c.kernel[0] = std::min<int64_t>(kernel, 5);
+        c.padding[1] += ++i % 3;
+        c.padding[2] += i % 2 * 2;
+        c.batch = 1;
+        c.bias = i % 2;
+        c.input_layout = c.output_layout = layout;
+        check_all(c);
+      }
+}
+
+TEST_P(Depthwise, StrideAndDilation) {
+  for (int64_t stride : {1, 2, 3, 4, 9})
+    for (int64_t dilation : {1, 2, 3, 4, 6})
+      for (int64_t kernel : {2, 3}) {
+        Case c = square(5, 14, kernel, 2);
+        c.in = {13, 14};
+        c.stride = {stride, stride};
+        c.dilation = {dilation, dilation};
+        c.batch = 1;
+        c.input_layout = kLayouts[stride % 3];
+        check_all(c);
+      }
+}
+
+TEST_P(Depthwise, StridesOfTheirOwnPerAxis) {
+  Case c = square(10, 12, 3, 1);
+  c.stride = {1, 2};
+  c.dilation = {3, 1};
+  c.padding = {0, 3, 2, 1};
+  check_all(c);
+  c.stride = {3, 12};
+  c.kernel = {1, 5};
+  check_all(c);
+}
+
+TEST_P(Depthwise, MultipliersOnBothSides) {
+  int i = 0;
+  for (int64_t multiplier : {1, 2, 3, 8})
+    for (int64_t channels : {2, 5, 12})
+      for (bool wide_output : {true, false}) {
+        Case c = square(channels, 9, 3, 1);
+        (wide_output ? c.out_channels : c.in_channels) = channels * multiplier;
+        c.batch = 1;
+        c.stride = {1, 1 + ++i % 2};
+        c.input_layout = kLayouts[i / 2 % 4];
+        c.output_layout = kLayouts[i % 3];
+        check_all(c);
+      }
+}
+
+TEST_P(Depthwise, OneAndThreeDimensions) {
+  for (Layout layout : kLayouts) {
+    const Layout output_layout = layout == Layout::kExpanded ? Layout::kChannelsLast : layout;
+    check_all({2, 11, 11, 11, {37}, {4}, {1}, {3, 0}, {1}, layout, output_layout});
+    check_all({1, 3, 6, 3, {50}, {31}, {2}, {15, 15}, {1}, layout, output_layout});
+    check_all({1, 9, 9, 9, {4, 5, 11}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1, 1, 1, 1}, {1, 1, 1}, layout, output_layout});
+    check_all({1, 4, 4, 4, {6, 7, 6}, {2, 3, 4}, {2, 1, 3}, {1, 0, 2, 3, 1, 2}, {2, 3, 1}, layout, output_layout});
+    check_all({1, 10, 5, 5, {3, 4, 5}, {3, 2, 3}, {1, 2, 1}, {1, 1, 0, 1, 2, 2}, {1, 1, 2}, layout, output_layout});
+  }
+}
+
+// Wide rows are cut into tiles, large kernels into blocks of taps that carry their sums in a tile.
+TEST_P(Depthwise, TilesAndBlocks) {
+  const auto check_float = [&](const Case& c) {
+    check<float>(table(), c, true);
+    check<float>(table(), c, false);
+    check<double>(table(), c, false);
+    check<BFloat16>(table(), c, false);
+  };
+  check_float({1, 9, 9, 9, {3, 301}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
+  check_float({1, 2, 2, 2, {3, 301}, {3, 5}, {1, 2}, {1, 1, 2, 2}, {1, 3}});
+  check_float({1, 9, 9, 9, {33, 40}, {31, 31}, {1, 1}, {15, 15, 15, 15}, {1, 1}, Layout::kChannelsLast});
+  check_float({1, 3, 3, 3, {40, 40}, {25, 26}, {2, 2}, {12, 13, 12, 11}, {1, 1}});
+  check_float({1, 1, 1, 1, {3000}, {255}, {1}, {127, 127}, {3}});
+  check_float({1, 2, 2, 2, {5000}, {3}, {1}, {1000, 1000}, {1000}});
+  check_float({1, 2, 2, 2, {5000}, {3}, {3}, {1000, 1000}, {1000}});
+  check_float({1, 20, 20, 20, {60, 30}, {3, 3}, {1, 1}, {25, 25, 25, 25}, {25, 25}, Layout::kChannelsLast});
+  check_float({1, 24, 3, 3, {40, 41}, {9, 9}, {1, 1}, {4, 4, 4, 4}, {1, 1}, Layout::kChannelsLast});
+  check_float({1, 3, 24, 3, {40, 41}, {9, 9}, {2, 2}, {4, 4, 4, 4}, {1, 1}});
+  check_float({1, 3, 3, 3, {9, 20, 30}, {7, 7, 7}, {1, 1, 1}, {3, 3, 3, 3, 3, 3}, {1, 1, 1}});
+  check_float({1, 2, 2, 2, {2500}, {3}, {1000}, {1, 1}, {1}});
+}
+
+TEST_P(Depthwise, NumbersBeyondAnyMemory) {
+  constexpr int64_t kBig = int64_t{1} << 60;
+  check_all({1, 3, 3, 3, {5}, {1}, {kBig}, {2 * kBig, 2 * kBig}, {4 * kBig}});
+  check_all({1, 3, 3, 3, {5}, {2}, {1}, {kBig, kBig}, {2 * kBig}});
+  check_all({1, 3, 3, 3, {5}, {2}, {2 * kBig}, {kBig, kBig}, {2 * kBig}});
+  check_all({1, 3, 3, 3, {5, 6}, {1, 2}, {kBig, 3}, {2 * kBig, 2 * kBig, kBig, kBig}, {4 * kBig, 2 * kBig - 3}});
+}
+
+// Random problems: what nobody thought of.
+TEST_P(Depthwise, RandomProblems) {
+  std::mt19937 random(20);
+  const auto pick = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
+  for (int i = 0; i < 150; ++i) {
+    Case c{.batch = pick(1, 2), .in_channels = pick(2, 19), .out_channels = 0, .groups = 0, .in = {}, .kernel = {},
+           .stride = {}, .padding = {}, .dilation = {}, .input_layout = kLayouts[pick(0, 3)],
+           .output_layout = kLayouts[pick(0, 2)], .bias = pick(0, 1) == 1};
+    c.groups = c.out_channels = c.in_channels;
+    (pick(0, 1) ? c.in_channels : c.out_channels) *= pick(0, 2) ? 1 : pick(2, 4);
+    const int64_t dims = pick(1, 3);
+    for (int64_t axis = 0; axis < dims; ++axis) {
+      const int64_t kernel = pick(1, dims == 1 ? 12 : 4), dilation = pick(1, 4);
+      const int64_t before = pick(0, 5), after = pick(0, 5);
+      const int64_t extent = (kernel - 1) * dilation + 1;
+      c.in.push_back(std::max<int64_t>(pick(1, dims == 3 ? 6 : 20), extent - before - after));
+      c.kernel.push_back(kernel);
+      c.stride.push_back(pick(1, 5));
+      c.dilation.push_back(dilation);
+      c.padding.insert(c.padding.end(), {before, after});
+    }
+    check<float>(table(), c, true);
+    if (i % 4 == 0) check<double>(table(), c, false);
+    if (i % 4 == 1) check<BFloat16>(table(), c, false);
+    if (i % 4 == 2) check<Half>(table(), c, false);
+  }
+}
+
+// Long sums in float32 must stay as exact as short ones.
+TEST_P(Depthwise, LongSums) {
+  check<float>(table(), {4, 8, 8, 8, {96, 96}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, Layout::kChannelsLast}, false);
+  check<float>(table(), {1, 2, 2, 2, {150000}, {2}, {1}, {0, 0}, {1}}, false);
+}
+
+// Scratch does not grow with the problem.
+TEST_P(Depthwise, ScratchIsBounded) {
+  const auto bounded = [&](const Case& c) {
+    SCOPED_TRACE(c.text());
+    const Geometry g = c.geometry();
+    const auto check_type = [&](const auto& k, size_t bytes) {
+      for (const auto& sizes : {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)}) {
+        EXPECT_LE(sizes.scratch * static_cast<int64_t>(bytes), 1 << 20);
+        EXPECT_GE(sizes.items, 1);
+      }
+    };
+    check_type(table().depthwise<float>(), 4);
+    check_type(table().depthwise<double>(), 8);
+  };
+  for (int64_t kernel : {1, 2, 3, 31, 255})
+    for (int64_t dilation : {1, 7, 1000})
+      for (int64_t stride : {1, 2, 8, 1000})
+        for (int64_t channels : {1, 8, 64}) {
+          const int64_t pad = (kernel - 1) * dilation / 2 + 1;
+          const Case line{8, channels, channels, channels, {1000000}, {kernel}, {stride}, {pad, pad}, {dilation}};
+          bounded(line);
+          bounded({1, channels, (channels > 1 ? 4 : 1) * channels, channels, {1000, 999}, {kernel, kernel}, {stride, stride},
+                   {pad, pad, pad, pad}, {dilation, dilation}});
+          if (channels > 1)
+            bounded({1, 4 * channels, channels, channels, {50, 100, 99}, {kernel, kernel, kernel},
+                     {stride, stride, stride}, {pad, pad, pad, pad, pad, pad}, {dilation, dilation, dilation}});
+        }
+}
+
+TEST_P(Depthwise, FeedsSixtyFourThreads) {
+  const auto feeds = [&](const Case& c) {
+    SCOPED_TRACE(c.text());
+    const Geometry g = c.geometry();
+    const auto& k = table().depthwise<float>();
+    for (const auto& sizes : {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)})
+      EXPECT_GE(sizes.items, 56);
+  };
+  feeds({1, 3, 3, 3, {512, 512}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
+  feeds({1, 1, 1, 1, {1000000}, {31}, {1}, {15, 15}, {1}});
+  feeds({8, 128, 128, 128, {56, 56}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
+}
+
+// A product of two 16-bit numbers is exact in float32, so that the result shows how it is rounded. All exponents, NaN
+// and infinities, in whole vectors and in part of one, through the store of channels_last and of contiguous rows.
+template <class T, class Round>
+void check_rounding(const cpu::KernelTable& table, const Round& round) {
+  for (uint32_t factor : {0x3c00u, 0x3f80u, 0x3c01u, 0x3f8bu, 0x0455u, 0x8155u, 0x3155u})
+    for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+      Case c{1, 11, 11, 11, {5958}, {1}, {1}, {0, 0}, {1}, layout, layout, false};
+      const Geometry g = c.geometry();
+      Tensor<T> input({1, 11, 1, 1, 5958}, layout), output({1, 11, 1, 1, 5958}, layout), weight({11, 1, 1, 1, 1}, layout);
+      uint32_t next = 0;
+      input.for_each([&](auto... i) { input.at(i...).bits = static_cast<uint16_t>(next++); });
+      weight.for_each([&](auto... i) { weight.at(i...).bits = static_cast<uint16_t>(factor); });
+      Runner<T>{table.depthwise<T>(), g, 1}.forward(input, weight, nullptr, &output);
+      int64_t wrong = 0;
+      output.for_each([&](auto... i) {
+        const float product = static_cast<float>(to_double(input.at(i...))) * static_cast<float>(to_double(weight.at(0, 0, 0, 0, 0)));
+        const T y = output.at(i...);
+        // 0 + x is what a sum from zero gives: -0 becomes 0.
+        const float sum = product + 0.0f;
+        wrong += std::isnan(sum) ? !std::isnan(to_double(y)) : y.bits != round(sum);
+      });
+      EXPECT_EQ(wrong, 0) << "factor " << factor << ", layout " << static_cast<int>(layout);
+    }
+}
+
+TEST_P(Depthwise, RoundsToNearestEven) {
+  check_rounding<Half>(table(), [](float x) { return std::bit_cast<uint16_t>(static_cast<_Float16>(x)); });
+  check_rounding<BFloat16>(table(), [](float x) {
+    // The nearer of the two neighbours, by their distance; infinity counts as the next power of two.
+    const uint16_t below = static_cast<uint16_t>(std::bit_cast<uint32_t>(x) >> 16), above = below + 1;
+    if (std::isinf(x)) return below;
+    const auto value = [](uint16_t bits) {
+      return (bits & 0x7fff) == 0x7f80 ? std::copysign(0x1p128, bits & 0x8000 ? -1.0 : 1.0) : to_double(BFloat16{bits});
+    };
+    const double down = std::abs(x - value(below)), up = std::abs(x - value(above));
+    return down < up || (down == up && below % 2 == 0) ? below : above;
+  });
+}
+
+}  // namespace
+}  // namespace torch_ext::test
