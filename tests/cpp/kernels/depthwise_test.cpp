@@ -217,11 +217,12 @@ void check_rounding(const cpu::KernelTable& table, const Round& round) {
       Runner<T>{table.depthwise<T>(), g, 1}.forward(input, weight, nullptr, &output);
       int64_t wrong = 0;
       output.for_each([&](auto... i) {
-        const float product = static_cast<float>(to_double(input.at(i...))) * static_cast<float>(to_double(weight.at(0, 0, 0, 0, 0)));
+        const float w = static_cast<float>(to_double(weight.at(0, 0, 0, 0, 0)));
+        const float product = static_cast<float>(to_double(input.at(i...))) * w;
         const T y = output.at(i...);
-        // 0 + x is what a sum from zero gives: -0 becomes 0.
-        const float sum = product + 0.0f;
-        wrong += std::isnan(sum) ? !std::isnan(to_double(y)) : y.bits != round(sum);
+        // The sign of zero depends on whether the product was rounded before 0 was added to it.
+        if (product == 0) wrong += to_double(y) != 0;
+        else wrong += std::isnan(product) ? !std::isnan(to_double(y)) : y.bits != round(product);
       });
       EXPECT_EQ(wrong, 0) << "factor " << factor << ", layout " << static_cast<int>(layout);
     }
