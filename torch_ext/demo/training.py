@@ -1,14 +1,17 @@
 """Trains the network and its twin on scikit-learn's handwritten digits, and compares them."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
+
+BATCH = 64
 
 
 class Digits(NamedTuple):
@@ -42,6 +45,11 @@ class History:
         return sum(self.losses[epoch * steps : (epoch + 1) * steps]) / steps
 
 
+def steps(digits: Digits, epochs: int) -> int:
+    """Whole batches only: what is left over waits for the next epoch's order."""
+    return epochs * (len(digits.labels) // BATCH)
+
+
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     net.eval()
     with torch.inference_mode():
@@ -54,19 +62,18 @@ def train(
     net: nn.Module,
     digits: Digits,
     epochs: int,
-    batch_size: int = 64,
     seed: int = 0,
     on_step: Callable[[History], None] = lambda history: None,
 ) -> History:
     """Both networks see the same batches in the same order: shuffling and shifts come from `seed` alone."""
     random = torch.Generator().manual_seed(seed)
-    steps = len(digits.labels) // batch_size
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps(digits, epochs))
     history = History()
     start = time.perf_counter()
     for _ in range(epochs):
-        for batch in torch.randperm(len(digits.labels), generator=random)[: steps * batch_size].split(batch_size):
+        order = torch.randperm(len(digits.labels), generator=random)
+        for batch in order[: steps(digits, 1) * BATCH].split(BATCH):
             images = shifted(digits.images[batch], random)
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images), digits.labels[batch], label_smoothing=0.1)
@@ -115,4 +122,4 @@ def compare_first_step(ours: nn.Module, twin: nn.Module, images: Tensor, labels:
         loss = F.cross_entropy(torch.func.functional_call(net, state, (images,)), labels)
         gradients.append(torch.autograd.grad(loss, list(parameters.values())))
         losses.append(loss.item())
-    return FirstStep(weights, abs(losses[0] - losses[1]), largest(list(zip(*gradients))))
+    return FirstStep(weights, abs(losses[0] - losses[1]), largest(list(zip(*gradients, strict=True))))

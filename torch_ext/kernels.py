@@ -1,0 +1,90 @@
+"""Which kernel a call takes."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_ext import functional
+from torch_ext._arguments import ArgumentError, both_sides, numbers, padding_list
+
+_OUTPUTS = ("forward", "grad_input", "grad_weight")
+_MIRRORED = {"forward": "grad_input", "grad_input": "forward", "grad_weight": "grad_weight"}
+
+
+def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) -> str:
+    """Says which kernel a call takes, without running it.
+
+    Args:
+        op: The name of a function of `torch_ext.functional`.
+        *args, **kwargs: The function's own arguments. Tensors may be on the meta device: they stand for CPU tensors.
+        output: 'forward', 'grad_input' or 'grad_weight'. Default: 'forward'.
+
+    Returns:
+        For example 'depthwise/avx2'; 'aten::convolution' is PyTorch's own, and 'aten::convolution in float32' PyTorch's
+        between two casts. A separable call has two steps, 'depthwise/avx2 + aten::convolution'.
+
+    Raises:
+        RuntimeError: If the call is not a valid one.
+
+    Example:
+        >>> import torch, torch_ext
+        >>> input, weight = torch.empty(1, 8, 9, 9, device="meta"), torch.empty(4, 8, 3, 3, device="meta")
+        >>> torch_ext.which_kernel("group_conv2d", input, weight, padding=1)
+        'aten::convolution'
+    """
+    if op not in functional.__all__:
+        raise ArgumentError(f"which_kernel: expected one of {', '.join(functional.__all__)}, but got {op!r}")
+    if output not in _OUTPUTS:
+        raise ArgumentError(f"which_kernel: expected output to be one of {', '.join(_OUTPUTS)}, but got {output!r}")
+    call = inspect.signature(getattr(functional, op)).bind(*args, **kwargs)
+    call.apply_defaults()
+    answer = {"depthwise_conv_transpose": _transposed, "separable_conv": _separable}.get(op[:-2], _conv)
+    return answer(op, call.arguments, output)
+
+
+def core_arguments(op: str, call: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a depthwise_convNd or group_convNd call as the core op `conv` takes them."""
+    n, input, weight = int(op[-2]), call["input"], call["weight"]
+    if input.dim() not in (n + 1, n + 2) or weight.dim() != n + 2:
+        raise ArgumentError(
+            f"{op}: expected input of {n + 2} or {n + 1} dimensions and weight of {n + 2}, but got sizes "
+            f"{list(input.shape)} and {list(weight.shape)}"
+        )
+    input = input if input.dim() == n + 2 else input.unsqueeze(0)
+    stride, dilation = (numbers(op, name, call[name], n) for name in ("stride", "dilation"))
+    sides = padding_list(op, call["padding"], n)
+    if isinstance(sides, str):
+        sides = torch.ops.torch_ext._same_padding(input.shape[2:], weight.shape[2:], stride, dilation, sides)
+    groups = call.get("groups", input.shape[1])
+    return input, weight, call["bias"], stride, both_sides(sides, n), dilation, groups
+
+
+def _conv(op: str, call: dict[str, Any], output: str) -> str:
+    return torch.ops.torch_ext._which_kernel(op, *core_arguments(op, call), output)
+
+
+def _separable(op: str, call: dict[str, Any], output: str) -> str:
+    first = {**call, "weight": call["depthwise_weight"], "bias": None}
+    hidden = _result(op.replace("separable", "depthwise"), first)
+    last = {"input": hidden, "weight": call["pointwise_weight"], "bias": call["bias"], "groups": 1}
+    last |= {"stride": 1, "padding": 0, "dilation": 1}
+    return f"{_conv(op, first, output)} + {_conv(op, last, output)}"
+
+
+def _transposed(op: str, call: dict[str, Any], output: str) -> str:
+    """A transposed convolution is the gradient, with respect to the input, of one whose input has the result's size."""
+    groups = call["weight"].shape[0]
+    mirrored = {**call, "input": _result(op, call), "bias": None, "groups": groups}
+    return _conv(op, mirrored, _MIRRORED[output])
+
+
+def _result(op: str, call: dict[str, Any]) -> Tensor:
+    """A tensor like the result of a call. Nothing runs: Meta gives its sizes and strides, and its memory is not touched."""
+    function = getattr(functional, op)
+    names = inspect.signature(function).parameters
+    meta = {
+        name: value.to("meta") if isinstance(value, Tensor) else value for name, value in call.items() if name in names
+    }
+    return torch.empty_like(function(**meta), device=call["input"].device)
