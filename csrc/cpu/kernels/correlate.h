@@ -2,7 +2,8 @@
 
 // Forward and grad input of a depthwise convolution are one correlation:
 //
-//   target[n, c, i] = bias[c] + sum over terms r and taps t of weight[c, r, t] * source[n, channel(c, r), position(i, t)]
+//   target[n, c, i] = bias[c] + sum over terms r and taps t of weight[c, r, t] * source[n, channel(c, r), position(i,
+//   t)]
 //
 // with channel and position as plan.h describes them: forward reads the input with the stride, grad input reads
 // grad_output phase by phase of the position modulo the stride. The weight is packed as [vector][term][tap][lane].
@@ -14,6 +15,8 @@
 //
 // The ring of rows is known from image-processing compilers (line buffers, as in Halide), the register tile of columns
 // with channels as lanes from MobileNet's kernels; the dense phases of a strided gradient are polyphase filters.
+#include "pack.h"
+#include "tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -24,8 +27,14 @@ class Correlate {
 
  public:
   Correlate(const CorrelatePlan& plan, View<const T> source, const A* weight, const T* bias, View<T> target, A* scratch)
-      : plan_(plan), source_(source), weight_(weight), bias_(bias), target_(target), ring_(plan.axes, plan.tiling, scratch),
-        tile_(scratch + plan.ring_size()), initial_(tile_ + plan.tile_size()) {}
+      : plan_(plan),
+        source_(source),
+        weight_(weight),
+        bias_(bias),
+        target_(target),
+        ring_(plan.axes, plan.tiling, scratch),
+        tile_(scratch + plan.ring_size()),
+        initial_(tile_ + plan.tile_size()) {}
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);
@@ -39,8 +48,8 @@ class Correlate {
  private:
   // A column phase in the current tile and block of taps.
   struct Columns {
-    int64_t count;               // of target columns
-    int64_t source, weight;      // where the first tap of the first column lies in packed rows, in elements
+    int64_t count;           // of target columns
+    int64_t source, weight;  // where the first tap of the first column lies in packed rows, in elements
     int64_t taps, stride, step, tap_step;
   };
 
@@ -97,8 +106,8 @@ class Correlate {
       if (size(clipped[f]) == 0) continue;
       const int64_t a = clipped[f].begin * phases[f].step, b = (clipped[f].end - 1) * phases[f].step;
       const Range touched{first + std::min(a, b), last + std::max(a, b) + 1};
-      packed = size(packed) == 0 ? touched
-                                 : Range{std::min(packed.begin, touched.begin), std::max(packed.end, touched.end)};
+      packed =
+          size(packed) == 0 ? touched : Range{std::min(packed.begin, touched.begin), std::max(packed.end, touched.end)};
     }
     for (int64_t f = 0; f < group; ++f) {
       const Phase& p = phases[f];
@@ -160,13 +169,18 @@ class Correlate {
         const Columns& c = columns_[f];
         A* out = sums + f * sums_stride;
         const int64_t out_stride = sums_stride * plan_.group;
-        const RowSum<A> sum{.rows = source_rows_, .row_count = c.taps > 0 ? source_rows : 0,
-                            .source_offset = c.source + v * ring_.vector_stride(), .source_stride = c.stride,
+        const RowSum<A> sum{.rows = source_rows_,
+                            .row_count = c.taps > 0 ? source_rows : 0,
+                            .source_offset = c.source + v * ring_.vector_stride(),
+                            .source_stride = c.stride,
                             .step = c.step,
                             .weight_offset = c.weight + (first_vector_ + v) * plan_.terms * plan_.taps() * L,
-                            .weight_step = c.tap_step, .taps = c.taps,
+                            .weight_step = c.tap_step,
+                            .taps = c.taps,
                             .initial = first_block_ ? initial_ + v * L : out,
-                            .initial_stride = first_block_ ? 0 : out_stride, .out = out, .out_stride = out_stride};
+                            .initial_stride = first_block_ ? 0 : out_stride,
+                            .out = out,
+                            .out_stride = out_stride};
         sum_row(sum, c.count);
       }
       if (last_block_ && !in_place) unpack_columns(sums, buffer_columns_, lanes_[v], to_stride, to);

@@ -2,8 +2,8 @@
 
 // Gradients of a depthwise convolution that are sums over all positions:
 //
-//   grad_weight[c, t] = sum over n, o of grad_output[n, output(c), o] * input[n, input(c), o * stride + t * dilation - pad]
-//   grad_bias[c]      = sum over n, o of grad_output[n, c, o]
+//   grad_weight[c, t] = sum over n, o of grad_output[n, output(c), o] * input[n, input(c), o * stride + t * dilation -
+//   pad] grad_bias[c]      = sum over n, o of grad_output[n, c, o]
 //
 // Lanes are the weight's channels. An item is one block of channels and one slice of the positions; blocks alone feed
 // the threads when channels are many. For each row of grad_output, taps stay in registers while the row streams past
@@ -11,6 +11,8 @@
 // added in order, so that the result is the same for every number of threads. Sums are in Acc<T>, rounded once.
 //
 // Taps in registers along a row are oneDNN's idea for kernels of up to 3 columns; here they come in chunks of up to 8.
+#include "pack.h"
+#include "tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -21,8 +23,13 @@ class GradWeight {
 
  public:
   GradWeight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums, A* scratch)
-      : plan_(plan), grad_output_(grad_output), input_(input), partial_sums_(partial_sums),
-        ring_(plan.axes, plan.tiling, scratch), row_(scratch + plan.ring_size()), sums_(row_ + plan.row_size()) {}
+      : plan_(plan),
+        grad_output_(grad_output),
+        input_(input),
+        partial_sums_(partial_sums),
+        ring_(plan.axes, plan.tiling, scratch),
+        row_(scratch + plan.ring_size()),
+        sums_(row_ + plan.row_size()) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();
@@ -92,17 +99,21 @@ class GradWeight {
     if (rows == 0) return;
 
     const int64_t columns = size(columns_), taps = size(column_taps_);
-    const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] +
-                    h * grad_output_.spatial[1] + columns_.begin * grad_output_.spatial[2];
+    const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
+                    columns_.begin * grad_output_.spatial[2];
     const int64_t chunks = ceil_div(taps, 8);
     for (int64_t v = 0; v < vectors_; ++v) {
       pack_columns(from, grad_output_.spatial[2], lanes_[v], columns, row_);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const Range t = part(taps, chunks, chunk);
         const int64_t step = taps > 1 ? plan_.axes[2].dilation * L : 0;
-        const TapSum<A> sum{.rows = rows_, .source_offset = v * ring_.vector_stride() + t.begin * step,
-                            .source_stride = columns > 1 ? plan_.axes[2].stride * L : 0, .step = step, .factor = row_,
-                            .columns = columns, .sums_offset = (v * plan_.block_taps() + t.begin) * 2 * L};
+        const TapSum<A> sum{.rows = rows_,
+                            .source_offset = v * ring_.vector_stride() + t.begin * step,
+                            .source_stride = columns > 1 ? plan_.axes[2].stride * L : 0,
+                            .step = step,
+                            .factor = row_,
+                            .columns = columns,
+                            .sums_offset = (v * plan_.block_taps() + t.begin) * 2 * L};
         sum_chunk(sum, rows, size(t));
       }
     }
@@ -175,8 +186,13 @@ void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial
             pack_columns(grad_output.data + n * grad_output.n + d * grad_output.spatial[0] +
                              h * grad_output.spatial[1] + w * grad_output.spatial[2],
                          grad_output.spatial[2], lanes, columns, row);
-            const TapSum<A> taps{.rows = &ones_row, .source_offset = 0, .source_stride = 0, .step = 0, .factor = row,
-                                 .columns = columns, .sums_offset = 0};
+            const TapSum<A> taps{.rows = &ones_row,
+                                 .source_offset = 0,
+                                 .source_stride = 0,
+                                 .step = 0,
+                                 .factor = row,
+                                 .columns = columns,
+                                 .sums_offset = 0};
             sum_taps<A, 1, 1, 8>(taps, 0);
           }
     Vec<A>::load(sum).store(partial_sums + slice * p.slice_size() + vector * L);

@@ -5,6 +5,7 @@
 //   packed[v][column][lane] = tensor[n, channel(v, lane), d, h, column]     in Acc<T>, zero outside the image
 //
 // A packed row is read many times and packed once. Lanes beyond the last channel are zero and never stored.
+#include "simd.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -107,7 +108,8 @@ class PackedRing {
  public:
   using A = Acc<T>;
 
-  PackedRing(const Triple<Axis>& axes, const Tiling& tiling, A* scratch) : axes_(axes), tiling_(tiling), ring_(scratch) {}
+  PackedRing(const Triple<Axis>& axes, const Tiling& tiling, A* scratch)
+      : axes_(axes), tiling_(tiling), ring_(scratch) {}
 
   void set_channels(View<const T> source, int64_t n, Channels channels, int64_t block, ChannelMap map) {
     source_ = source;

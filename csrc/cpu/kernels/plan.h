@@ -8,17 +8,19 @@
 #include "../../core/geometry.h"
 #include "../../core/view.h"
 
-// How a pass walks over its axes, and how it is cut: everything that is only integers and depends on no instruction set.
+// How a pass walks over its axes, and how it is cut: all that is only integers and depends on no instruction set.
 //
 // A pass computes target positions from source positions. Target position phase + phases * j reads the source at
 // j * stride + t * step + origin, weighted by kernel tap tap_first + t * tap_step, for t in [0, taps).
 //   forward     one phase; stride, dilation and padding as they are
-//   grad input  one phase per residue of the position modulo the stride: i + pad = o * stride + tap * dilation is solved
-//               once per phase, so that within a phase the taps are a dense progression and o moves with j
+//   grad input  a phase per residue of the position modulo the stride: i + pad = o * stride + tap * dilation is solved
+//               once, so that within a phase the taps are a dense progression and o moves with j
 namespace torch_ext::cpu {
 
+// Channels in one vector, in every instruction set.
 template <class A>
-inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));  // channels in one vector, in every instruction set
+inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));
+
 inline constexpr int64_t kMaxVectors = 2;  // vectors in a block of channels: together a cache line
 inline constexpr int64_t kMaxRows = 128;   // source rows that are packed at a time
 inline constexpr int64_t kMaxGroup = 8;    // column phases that share packed rows
@@ -30,7 +32,6 @@ inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried 
 inline constexpr int64_t kParts = 64;                   // threads that the items should be able to feed
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }  // a, b >= 1
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t size(Range r) { return r.end > r.begin ? r.end - r.begin : 0; }
 
 // Part `index` of [0, total) cut into `parts` nearly equal ranges.
@@ -96,9 +97,17 @@ struct Axis {
 
 inline Axis forward_axis(const ConvGeometry<int64_t>& g, int i) {
   const int64_t common = std::gcd(g.stride[i], g.dilation[i]);
-  return {.transposed = false, .target = g.out[i], .source = g.in[i], .kernel = g.kernel[i], .stride = g.stride[i],
-          .dilation = g.dilation[i], .pad = g.pad_before[i], .phases = 1, .max_taps = g.kernel[i],
-          .unit = g.dilation[i], .classes = std::min(g.dilation[i] / common, g.out[i])};
+  return {.transposed = false,
+          .target = g.out[i],
+          .source = g.in[i],
+          .kernel = g.kernel[i],
+          .stride = g.stride[i],
+          .dilation = g.dilation[i],
+          .pad = g.pad_before[i],
+          .phases = 1,
+          .max_taps = g.kernel[i],
+          .unit = g.dilation[i],
+          .classes = std::min(g.dilation[i] / common, g.out[i])};
 }
 
 inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
@@ -106,9 +115,16 @@ inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
   int64_t classes;  // neighbouring phases share source rows, unless their taps interleave
   if (__builtin_mul_overflow(unit, g.stride[i], &classes)) classes = g.in[i];
   if (unit == 1) classes = 1;
-  return {.transposed = true, .target = g.in[i], .source = g.out[i], .kernel = g.kernel[i], .stride = g.stride[i],
-          .dilation = g.dilation[i], .pad = g.pad_before[i], .phases = g.stride[i],
-          .max_taps = ceil_div(g.kernel[i], g.stride[i] / common), .unit = unit,
+  return {.transposed = true,
+          .target = g.in[i],
+          .source = g.out[i],
+          .kernel = g.kernel[i],
+          .stride = g.stride[i],
+          .dilation = g.dilation[i],
+          .pad = g.pad_before[i],
+          .phases = g.stride[i],
+          .max_taps = ceil_div(g.kernel[i], g.stride[i] / common),
+          .unit = unit,
           .classes = std::min(classes, g.in[i])};
 }
 
@@ -155,8 +171,11 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
     return ring <= bytes && rows <= kMaxRows && rows * t.taps[2] <= max_block;
   };
   const Axis& w = axes[2];
-  Tiling t{.columns = std::min(w.count(0), std::max<int64_t>(1, kMaxColumns / group)), .terms = terms,
-           .taps = {{axes[0].max_taps, axes[1].max_taps, w.max_taps}}, .slots = {}, .single = true};
+  Tiling t{.columns = std::min(w.count(0), std::max<int64_t>(1, kMaxColumns / group)),
+           .terms = terms,
+           .taps = {{axes[0].max_taps, axes[1].max_taps, w.max_taps}},
+           .slots = {},
+           .single = true};
   for (Tiling tile = t;; tile.columns = half(tile.columns)) {
     if (fits(tile, kRingBytes)) return tile;
     if (tile.columns * group <= kMinColumns) break;
@@ -171,8 +190,8 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
     else if (t.columns > 1) t.columns = half(t.columns);
     else t.taps[2] = half(t.taps[2]);
   }
-  t.single = t.terms == terms && t.taps[0] == axes[0].max_taps && t.taps[1] == axes[1].max_taps &&
-             t.taps[2] == w.max_taps;
+  t.single =
+      t.terms == terms && t.taps[0] == axes[0].max_taps && t.taps[1] == axes[1].max_taps && t.taps[2] == w.max_taps;
   return t;
 }
 

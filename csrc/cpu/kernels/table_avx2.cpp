@@ -19,12 +19,6 @@
 #endif
 
 #define TORCH_EXT_ISA avx2
-#include "simd.h"
-// pack.h and the others use simd.h.
-#include "pack.h"
-#include "tiles.h"
-#include "correlate.h"
-#include "gradients.h"
 #include "table_impl.h"
 
 #if defined(__clang__)

@@ -1,6 +1,9 @@
 #pragma once
 
-// Fills a KernelTable with the kernels of one instruction set.
+// Fills a KernelTable with the kernels of one instruction set, which TORCH_EXT_ISA names. The headers that belong to no
+// instruction set are included before, outside of the target region (see table_avx2.cpp).
+#include "correlate.h"
+#include "gradients.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -42,8 +45,8 @@ struct Depthwise {
                       Range items, A* scratch) {
     correlate(g, false, input, weight, bias, output, items, scratch);
   }
-  static void grad_input(const Geometry& g, View<const T> grad_output, const A* weight, View<T> grad_input,
-                         Range items, A* scratch) {
+  static void grad_input(const Geometry& g, View<const T> grad_output, const A* weight, View<T> grad_input, Range items,
+                         A* scratch) {
     correlate(g, true, grad_output, weight, nullptr, grad_input, items, scratch);
   }
   static void grad_weight(const Geometry& g, View<const T> grad_output, View<const T> input, A* partial_sums,

@@ -9,12 +9,6 @@
 #include "table.h"
 
 #define TORCH_EXT_ISA scalar
-#include "simd.h"
-// pack.h and the others use simd.h.
-#include "pack.h"
-#include "tiles.h"
-#include "correlate.h"
-#include "gradients.h"
 #include "table_impl.h"
 
 namespace torch_ext::cpu {

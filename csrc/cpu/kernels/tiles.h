@@ -1,6 +1,7 @@
 #pragma once
 
 // The inner loops, on packed rows. One vector is kLanes channels of one column; strides and steps are in elements.
+#include "simd.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -62,13 +63,20 @@ template <class A, int kStride>
 void sum_row(const RowSum<A>& r, int64_t columns) {
   const int64_t column = columns >= 8 ? whole_tiles<A, kStride>(r, columns) : 0;
   switch (columns - column) {
-    case 1: return last_tile<A, 1, kStride>(r, column);
-    case 2: return last_tile<A, 2, kStride>(r, column);
-    case 3: return last_tile<A, 3, kStride>(r, column);
-    case 4: return last_tile<A, 4, kStride>(r, column);
-    case 5: return last_tile<A, 5, kStride>(r, column);
-    case 6: return last_tile<A, 6, kStride>(r, column);
-    case 7: return last_tile<A, 7, kStride>(r, column);
+    case 1:
+      return last_tile<A, 1, kStride>(r, column);
+    case 2:
+      return last_tile<A, 2, kStride>(r, column);
+    case 3:
+      return last_tile<A, 3, kStride>(r, column);
+    case 4:
+      return last_tile<A, 4, kStride>(r, column);
+    case 5:
+      return last_tile<A, 5, kStride>(r, column);
+    case 6:
+      return last_tile<A, 6, kStride>(r, column);
+    case 7:
+      return last_tile<A, 7, kStride>(r, column);
   }
 }
 
@@ -154,14 +162,22 @@ void sum_chunk(const TapSum<A>& s, int64_t rows) {
 template <class A>
 void sum_chunk(const TapSum<A>& s, int64_t rows, int64_t taps) {
   switch (taps) {
-    case 1: return sum_chunk<A, 1, 5, 8>(s, rows);
-    case 2: return sum_chunk<A, 2, 3, 4>(s, rows);
-    case 3: return sum_chunk<A, 3, 3, 3>(s, rows);
-    case 4: return sum_chunk<A, 4, 2, 2>(s, rows);
-    case 5: return sum_chunk<A, 5, 1, 2>(s, rows);
-    case 6: return sum_chunk<A, 6, 1, 1>(s, rows);
-    case 7: return sum_chunk<A, 7, 1, 1>(s, rows);
-    case 8: return sum_chunk<A, 8, 1, 1>(s, rows);
+    case 1:
+      return sum_chunk<A, 1, 5, 8>(s, rows);
+    case 2:
+      return sum_chunk<A, 2, 3, 4>(s, rows);
+    case 3:
+      return sum_chunk<A, 3, 3, 3>(s, rows);
+    case 4:
+      return sum_chunk<A, 4, 2, 2>(s, rows);
+    case 5:
+      return sum_chunk<A, 5, 1, 2>(s, rows);
+    case 6:
+      return sum_chunk<A, 6, 1, 1>(s, rows);
+    case 7:
+      return sum_chunk<A, 7, 1, 1>(s, rows);
+    case 8:
+      return sum_chunk<A, 8, 1, 1>(s, rows);
   }
 }
 

@@ -9,8 +9,14 @@ INSTANTIATE_FOR_EVERY_ISA(Depthwise);
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced, Layout::kExpanded};
 
 Case square(int64_t channels, int64_t size, int64_t kernel, int64_t padding) {
-  return {.batch = 2, .in_channels = channels, .out_channels = channels, .groups = channels, .in = {size, size},
-          .kernel = {kernel, kernel}, .stride = {1, 1}, .padding = {padding, padding, padding, padding},
+  return {.batch = 2,
+          .in_channels = channels,
+          .out_channels = channels,
+          .groups = channels,
+          .in = {size, size},
+          .kernel = {kernel, kernel},
+          .stride = {1, 1},
+          .padding = {padding, padding, padding, padding},
           .dilation = {1, 1}};
 }
 
@@ -131,9 +137,18 @@ TEST_P(Depthwise, RandomProblems) {
     return std::uniform_int_distribution<int64_t>(low, high)(random);
   };
   for (int i = 0; i < 150; ++i) {
-    Case c{.batch = pick(1, 2), .in_channels = pick(2, 19), .out_channels = 0, .groups = 0, .in = {}, .kernel = {},
-           .stride = {}, .padding = {}, .dilation = {}, .input_layout = kLayouts[pick(0, 3)],
-           .output_layout = kLayouts[pick(0, 2)], .bias = pick(0, 1) == 1};
+    Case c{.batch = pick(1, 2),
+           .in_channels = pick(2, 19),
+           .out_channels = 0,
+           .groups = 0,
+           .in = {},
+           .kernel = {},
+           .stride = {},
+           .padding = {},
+           .dilation = {},
+           .input_layout = kLayouts[pick(0, 3)],
+           .output_layout = kLayouts[pick(0, 2)],
+           .bias = pick(0, 1) == 1};
     c.groups = c.out_channels = c.in_channels;
     (pick(0, 1) ? c.in_channels : c.out_channels) *= pick(0, 2) ? 1 : pick(2, 4);
     const int64_t dims = pick(1, 3);
@@ -166,7 +181,8 @@ TEST_P(Depthwise, ScratchIsBounded) {
     SCOPED_TRACE(c.text());
     const Geometry g = c.geometry();
     const auto check_type = [&](const auto& k, size_t bytes) {
-      for (const auto& sizes : {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)}) {
+      for (const auto& sizes :
+           {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)}) {
         EXPECT_LE(sizes.scratch * static_cast<int64_t>(bytes), 1 << 20);
         EXPECT_GE(sizes.items, 1);
       }
@@ -181,11 +197,25 @@ TEST_P(Depthwise, ScratchIsBounded) {
           const int64_t pad = (kernel - 1) * dilation / 2 + 1;
           const Case line{8, channels, channels, channels, {1000000}, {kernel}, {stride}, {pad, pad}, {dilation}};
           bounded(line);
-          bounded({1, channels, (channels > 1 ? 4 : 1) * channels, channels, {1000, 999}, {kernel, kernel}, {stride, stride},
-                   {pad, pad, pad, pad}, {dilation, dilation}});
+          bounded({1,
+                   channels,
+                   (channels > 1 ? 4 : 1) * channels,
+                   channels,
+                   {1000, 999},
+                   {kernel, kernel},
+                   {stride, stride},
+                   {pad, pad, pad, pad},
+                   {dilation, dilation}});
           if (channels > 1)
-            bounded({1, 4 * channels, channels, channels, {50, 100, 99}, {kernel, kernel, kernel},
-                     {stride, stride, stride}, {pad, pad, pad, pad, pad, pad}, {dilation, dilation, dilation}});
+            bounded({1,
+                     4 * channels,
+                     channels,
+                     channels,
+                     {50, 100, 99},
+                     {kernel, kernel, kernel},
+                     {stride, stride, stride},
+                     {pad, pad, pad, pad, pad, pad},
+                     {dilation, dilation, dilation}});
         }
 }
 
@@ -210,7 +240,8 @@ void check_rounding(const cpu::KernelTable& table, const Round& round) {
     for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
       Case c{1, 11, 11, 11, {5958}, {1}, {1}, {0, 0}, {1}, layout, layout, false};
       const Geometry g = c.geometry();
-      Tensor<T> input({1, 11, 1, 1, 5958}, layout), output({1, 11, 1, 1, 5958}, layout), weight({11, 1, 1, 1, 1}, layout);
+      Tensor<T> input({1, 11, 1, 1, 5958}, layout), output({1, 11, 1, 1, 5958}, layout),
+          weight({11, 1, 1, 1, 1}, layout);
       uint32_t next = 0;
       input.for_each([&](auto... i) { input.at(i...).bits = static_cast<uint16_t>(next++); });
       weight.for_each([&](auto... i) { weight.at(i...).bits = static_cast<uint16_t>(factor); });

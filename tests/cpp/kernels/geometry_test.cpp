@@ -15,12 +15,12 @@ constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
 
 struct Problem {
   Sizes input{2, 8, 10, 12}, weight{8, 1, 3, 5}, stride{1, 2}, padding{1, 1, 0, 3}, dilation{1, 2};
-  std::optional<Sizes> bias;
+  std::vector<Sizes> bias = {};  // none or one
   int64_t groups = 8;
 
   std::string make(ConvGeometry<int64_t>* g) const {
     std::optional<std::span<const int64_t>> bias_span;
-    if (bias) bias_span = *bias;
+    if (!bias.empty()) bias_span = bias[0];
     return make_geometry<int64_t>({"conv", input, weight, bias_span, stride, padding, dilation, groups}, g);
   }
   std::string error() const {
@@ -55,7 +55,7 @@ TEST(Geometry, Ranks) {
   expect_error({.input = {8, 10}}, "expected a batched input of 3, 4 or 5 dimensions, but got input of size [8, 10]");
   expect_error({.input = {1, 8, 2, 2, 2, 2}}, "expected a batched input");
   expect_error({.weight = {8, 1, 3}}, "same number of dimensions");
-  expect_error({.bias = Sizes{8, 1}}, "expected bias of 1 dimension, but got bias of size [8, 1]");
+  expect_error({.bias = {Sizes{8, 1}}}, "expected bias of 1 dimension, but got bias of size [8, 1]");
   expect_error({.stride = {1}}, "expected stride to have 2 numbers, but got [1]");
   expect_error({.padding = {1, 1}}, "expected padding to have 4 numbers");
   expect_error({.dilation = {}}, "expected dilation to have 2 numbers, but got []");
@@ -76,7 +76,7 @@ TEST(Geometry, Channels) {
   expect_error({.input = {2, 9, 10, 12}}, "expected input channels to be divisible by groups");
   expect_error({.weight = {12, 1, 3, 3}}, "expected weight's first size to be divisible by groups");
   expect_error({.weight = {8, 2, 3, 3}}, "to have 16 channels, but got 8 channels instead");
-  expect_error({.bias = Sizes{7}}, "expected bias of size [8], but got bias of size [7]");
+  expect_error({.bias = {Sizes{7}}}, "expected bias of size [8], but got bias of size [7]");
 }
 
 TEST(Geometry, SizesThatDoNotFit) {
@@ -111,18 +111,20 @@ TEST(Geometry, Depthwise) {
   EXPECT_FALSE(depthwise(16, 16, 8));
 }
 
+using Pair = std::pair<int64_t, int64_t>;
+
 TEST(SamePadding, IsTensorFlows) {
   const auto same = [](int64_t in, int64_t kernel, int64_t stride, int64_t dilation) {
     int64_t before, after;
     same_padding<int64_t>(in, kernel, stride, dilation, &before, &after);
-    return std::pair(before, after);
+    return Pair(before, after);
   };
-  EXPECT_EQ(same(4, 3, 2, 1), std::pair<int64_t>(0, 1));
-  EXPECT_EQ(same(5, 3, 2, 1), std::pair<int64_t>(1, 1));
-  EXPECT_EQ(same(10, 3, 1, 1), std::pair<int64_t>(1, 1));
-  EXPECT_EQ(same(10, 4, 1, 1), std::pair<int64_t>(1, 2));
-  EXPECT_EQ(same(10, 3, 1, 4), std::pair<int64_t>(4, 4));
-  EXPECT_EQ(same(10, 1, 3, 1), std::pair<int64_t>(0, 0));
+  EXPECT_EQ(same(4, 3, 2, 1), Pair(0, 1));
+  EXPECT_EQ(same(5, 3, 2, 1), Pair(1, 1));
+  EXPECT_EQ(same(10, 3, 1, 1), Pair(1, 1));
+  EXPECT_EQ(same(10, 4, 1, 1), Pair(1, 2));
+  EXPECT_EQ(same(10, 3, 1, 4), Pair(4, 4));
+  EXPECT_EQ(same(10, 1, 3, 1), Pair(0, 0));
   for (int64_t in = 1; in < 20; ++in)
     for (int64_t kernel = 1; kernel < 6; ++kernel)
       for (int64_t stride = 1; stride < 5; ++stride) {

@@ -15,8 +15,8 @@
 #include "core/geometry.h"
 #include "cpu/kernels/table.h"
 
-// What the kernel tests share: tensors in buffers of exactly their size, a plain loop nest in float64, and a runner that
-// compares every pass with it.
+// What the kernel tests share: tensors in buffers of exactly their size, a plain loop nest in float64, and a runner
+// that compares every pass with it.
 namespace torch_ext::test {
 
 using Geometry = ConvGeometry<int64_t>;
@@ -71,7 +71,7 @@ struct Tensor {
     std::fill_n(data.get(), length, nan_of<T>());
   }
 
-  View<T> view() { return {data.get(), strides[0], strides[1], {{strides[2], strides[3], strides[4]}}}; }
+  View<T> mutable_view() { return {data.get(), strides[0], strides[1], {{strides[2], strides[3], strides[4]}}}; }
   View<const T> view() const { return {data.get(), strides[0], strides[1], {{strides[2], strides[3], strides[4]}}}; }
 
   T& at(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) const {
@@ -119,8 +119,8 @@ struct Case {
     input.insert(input.end(), in.begin(), in.end());
     weight.insert(weight.end(), kernel.begin(), kernel.end());
     Geometry g;
-    const std::string error = make_geometry<int64_t>(
-        {"test", input, weight, std::nullopt, stride, padding, dilation, groups}, &g);
+    const std::string error =
+        make_geometry<int64_t>({"test", input, weight, std::nullopt, stride, padding, dilation, groups}, &g);
     EXPECT_EQ(error, "");
     EXPECT_TRUE(is_depthwise(g));
     return g;
@@ -128,9 +128,9 @@ struct Case {
 
   std::string text() const {
     const auto list = [](const Sizes& s) { return detail::list<int64_t>(s); };
-    return detail::text("batch ", batch, ", channels ", in_channels, " -> ", out_channels, ", in ", list(in), ", kernel ",
-                        list(kernel), ", stride ", list(stride), ", padding ", list(padding), ", dilation ",
-                        list(dilation), ", layouts ", static_cast<int>(input_layout), " ",
+    return detail::text("batch ", batch, ", channels ", in_channels, " -> ", out_channels, ", in ", list(in),
+                        ", kernel ", list(kernel), ", stride ", list(stride), ", padding ", list(padding),
+                        ", dilation ", list(dilation), ", layouts ", static_cast<int>(input_layout), " ",
                         static_cast<int>(output_layout));
   }
 };
@@ -144,8 +144,10 @@ template <class T>
 Expected reference(const Geometry& g, const Tensor<T>& input, const Tensor<T>& weight, const T* bias,
                    const Tensor<T>& grad_output) {
   const auto sizes = [](const auto& t) { return Sizes(t.sizes, t.sizes + 5); };
-  Expected e{{sizes(grad_output), Layout::kContiguous}, {sizes(input), Layout::kContiguous},
-             {sizes(weight), Layout::kContiguous}, {{1, g.out_channels, 1, 1, 1}, Layout::kContiguous}};
+  Expected e{{sizes(grad_output), Layout::kContiguous},
+             {sizes(input), Layout::kContiguous},
+             {sizes(weight), Layout::kContiguous},
+             {{1, g.out_channels, 1, 1, 1}, Layout::kContiguous}};
   for (Tensor<double>* t : {&e.grad_input, &e.grad_weight, &e.grad_bias}) std::fill_n(t->data.get(), t->length, 0.0);
   e.output.for_each([&](int64_t n, int64_t c, int64_t od, int64_t oh, int64_t ow) {
     const double go = to_double(grad_output.at(n, c, od, oh, ow));
@@ -176,7 +178,8 @@ void expect_close(const Tensor<T>& actual, const Tensor<double>& expected, bool 
   double largest = 0;
   for (int64_t i = 0; i < expected.length; ++i) largest = std::max(largest, std::abs(expected.data[i]));
   const double relative = std::is_same_v<T, BFloat16> ? 0x1p-8 : std::is_same_v<T, Half> ? 0x1p-11 : 0;
-  const double absolute = (std::is_same_v<T, double> ? 1e-13 : 3e-6) * largest + (std::is_same_v<T, Half> ? 0x1p-25 : 0);
+  const double absolute =
+      (std::is_same_v<T, double> ? 1e-13 : 3e-6) * largest + (std::is_same_v<T, Half> ? 0x1p-25 : 0);
   int64_t wrong = 0;
   std::string first;
   expected.for_each([&](auto... i) {
@@ -210,7 +213,7 @@ struct Runner {
     Buffer<Acc<T>> packed(sizes.packed_weight);
     kernels.pack_weight_forward(g, weight.view(), packed.data);
     run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.forward(g, input.view(), packed.data, bias, output->view(), items, scratch);
+      kernels.forward(g, input.view(), packed.data, bias, output->mutable_view(), items, scratch);
     });
   }
   void grad_input(const Tensor<T>& grad_output, const Tensor<T>& weight, Tensor<T>* grad_input) const {
@@ -218,7 +221,7 @@ struct Runner {
     Buffer<Acc<T>> packed(sizes.packed_weight);
     kernels.pack_weight_grad_input(g, weight.view(), packed.data);
     run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_input(g, grad_output.view(), packed.data, grad_input->view(), items, scratch);
+      kernels.grad_input(g, grad_output.view(), packed.data, grad_input->mutable_view(), items, scratch);
     });
   }
   void grad_weight(const Tensor<T>& grad_output, const Tensor<T>& input, Tensor<T>* grad_weight) const {
@@ -227,14 +230,13 @@ struct Runner {
     run(sizes, [&](Range items, Acc<T>* scratch) {
       kernels.grad_weight(g, grad_output.view(), input.view(), partial.data, items, scratch);
     });
-    kernels.add_grad_weight(g, partial.data, grad_weight->view());
+    kernels.add_grad_weight(g, partial.data, grad_weight->mutable_view());
   }
   void grad_bias(const Tensor<T>& grad_output, T* grad_bias) const {
     const cpu::PassSizes sizes = kernels.grad_bias_sizes(g);
     Buffer<Acc<T>> partial(sizes.partial_sums);
-    run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_bias(g, grad_output.view(), partial.data, items, scratch);
-    });
+    run(sizes,
+        [&](Range items, Acc<T>* scratch) { kernels.grad_bias(g, grad_output.view(), partial.data, items, scratch); });
     kernels.add_grad_bias(g, partial.data, grad_bias);
   }
 };
@@ -248,7 +250,8 @@ void check(const cpu::KernelTable& table, const Case& c, bool integers) {
   const Sizes in{g.batch, g.in_channels, g.in[0], g.in[1], g.in[2]};
   const Sizes out{g.batch, g.out_channels, g.out[0], g.out[1], g.out[2]};
   const Sizes kernel{g.out_channels, g.in_per_group(), g.kernel[0], g.kernel[1], g.kernel[2]};
-  Tensor<T> input(in, c.input_layout), grad_output(out, c.output_layout), bias({1, out[1], 1, 1, 1}, Layout::kContiguous);
+  Tensor<T> input(in, c.input_layout), grad_output(out, c.output_layout),
+      bias({1, out[1], 1, 1, 1}, Layout::kContiguous);
   const auto own = [](Layout layout) { return layout == Layout::kExpanded ? Layout::kContiguous : layout; };
   const Layout weight_layout = own(c.output_layout);
   Tensor<T> weight(kernel, weight_layout);

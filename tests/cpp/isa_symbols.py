@@ -1,0 +1,38 @@
+"""Fails if code outside the AVX2 namespace uses a 256-bit register: it would crash on a CPU without AVX.
+
+Usage: isa_symbols.py OBJECT...    (object files or libraries)
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+SYMBOL = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+NAMESPACE = "torch_ext::cpu::avx2::"
+
+
+def offenders(path: str) -> list[str]:
+    """The symbols of a file that use ymm registers and do not belong to the AVX2 namespace."""
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", path]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[str, None] = {}
+    symbol = ""
+    for line in listing.splitlines():
+        if match := SYMBOL.match(line):
+            symbol = match[1]
+        elif "%ymm" in line and NAMESPACE not in symbol:
+            found[symbol] = None
+    return list(found)
+
+
+def main(paths: list[str]) -> int:
+    found = [f"{path}: {symbol}" for path in paths for symbol in offenders(path)]
+    for line in found:
+        print(f"uses a ymm register outside of {NAMESPACE} {line}")
+    return 1 if found or not paths else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
