@@ -137,6 +137,8 @@ std::string make_geometry(const ConvArguments<Int>& a, ConvGeometry<Int>* geomet
   if (rank < 3 || rank > 5)
     return error("expected a batched input of 3, 4 or 5 dimensions, but got input of size ", list(a.input));
   const size_t n = rank - 2;
+  if (a.weight.size() < 3)
+    return error("weight should have at least three dimensions, but got weight of size ", list(a.weight));
   if (a.weight.size() != rank)
     return error("expected weight and input to have the same number of dimensions, but got weight of size ",
                  list(a.weight), " and input of size ", list(a.input));

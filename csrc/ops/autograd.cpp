@@ -18,6 +18,10 @@ using at::Tensor;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
+using torch::dynamo::autograd::CompiledNodeArgs;
+using torch::dynamo::autograd::IValuePacker;
+using torch::dynamo::autograd::PackedArgs;
+using torch::dynamo::autograd::SwapSavedVariables;
 
 // Nodes are held by intrusive_ptr since torch 2.14, by shared_ptr with a deleter of its own before.
 template <class N>
@@ -57,77 +61,138 @@ Tensor expand_bias(const Tensor& bias, const Tensor& output) {
   return bias.view(per_channel).expand_as(output);
 }
 
-// What both nodes have in common: saved tensors and the numbers of the convolution.
-template <int count>
+// What both nodes have in common: saved tensors, the numbers of the convolution, and being a pure function of these and
+// of the incoming gradients (Derivative::gradients), which is what compiled autograd traces.
+template <class Derivative>
 struct ConvNode : Node {
-  std::array<SavedVariable, count> saved;
+  std::vector<SavedVariable> saved;
   Numbers numbers;
+
+  std::string name() const override { return Derivative::name; }
+
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return Derivative::gradients(grads, unpack(), numbers, wanted());
+  }
 
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& variable : saved) variable.reset_data();
   }
 
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    for (const auto& variable : saved) args.collect(variable, /*is_output=*/false);
+  void compiled_args(CompiledNodeArgs& args) const override {
+    args.collect(saved, /*is_output=*/false);
     args.collect(numbers.stride);
     args.collect(numbers.padding);
     args.collect(numbers.dilation);
     args.collect(numbers.groups);
   }
 
-  variable_list apply_with_saved(const variable_list& grads,
-                                 torch::dynamo::autograd::SwapSavedVariables& swap) override {
-    const auto for_each = [&](auto&& visit) {
-      for (auto& variable : saved) visit(variable);
+  variable_list apply_with_saved(const variable_list& grads, SwapSavedVariables& swap) override {
+    const auto for_each = [&](const auto& visit) {
+      visit(saved);
       visit(numbers.stride);
       visit(numbers.padding);
       visit(numbers.dilation);
       visit(numbers.groups);
     };
     for_each([&](auto& value) { swap.before(value); });
-    auto result = apply(variable_list(grads));
+    PackedArgs args;
+    std::vector<at::TypePtr> schema;
+    const auto pack = [&]<class T>(const T& value) {
+      args.pack(value);
+      schema.push_back(IValuePacker<T>::packed_type());
+    };
+    pack(unpack());
+    pack(numbers.stride);
+    pack(numbers.padding);
+    pack(numbers.dilation);
+    pack(numbers.groups);
+    pack(wanted());
+
+    const auto edges = torch::dynamo::autograd::get_input_metadata(next_edges());
+    const auto metadata = IValuePacker<std::decay_t<decltype(edges)>>::pack(edges);
+    const auto& compiler = torch::dynamo::autograd::getPyCompilerInterface();
+    const auto bound = compiler->bind_function(swap.get_py_compiler(), name(), apply_packed, schema,
+                                               /*is_custom_function=*/true, /*is_traceable=*/true);
+    auto result =
+        compiler->call_function(swap.get_py_compiler(), "apply_functional", bound, grads, args.vec(), metadata);
     for_each([&](auto& value) { swap.after(value); });
+    return result;
+  }
+
+ private:
+  static variable_list apply_packed(const variable_list& grads, const std::vector<at::IValue>& values) {
+    PackedArgs args(values);
+    const auto tensors = args.unpack<variable_list>();
+    Numbers numbers;
+    numbers.stride = args.unpack<std::vector<c10::SymInt>>();
+    numbers.padding = args.unpack<std::vector<c10::SymInt>>();
+    numbers.dilation = args.unpack<std::vector<c10::SymInt>>();
+    numbers.groups = args.unpack<c10::SymInt>();
+    return Derivative::gradients(grads, tensors, numbers, args.unpack<std::vector<bool>>());
+  }
+
+  variable_list unpack() const {
+    variable_list tensors;
+    for (const auto& variable : saved) tensors.push_back(variable.unpack());
+    return tensors;
+  }
+
+  std::vector<bool> wanted() const {
+    std::vector<bool> result;
+    for (size_t i = 0; i < num_outputs(); ++i) result.push_back(task_should_compute_output(i));
     return result;
   }
 };
 
-// Of y = conv(x, W, b).
-struct ConvBackward : ConvNode<2> {
-  std::string name() const override { return "torch_ext::ConvBackward"; }
+// Of y = conv(x, W, b); saved are x and W.
+struct ConvDerivative {
+  static constexpr const char* name = "torch_ext::ConvBackward";
 
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    const Mask mask = {task_should_compute_output(0), task_should_compute_output(1), task_should_compute_output(2)};
+  static variable_list gradients(const variable_list& grads, const variable_list& saved, const Numbers& numbers,
+                                 const std::vector<bool>& wanted) {
     if (!grads[0].defined()) return variable_list(3);
-    auto [grad_input, grad_weight, grad_bias] =
-        conv_backward(grads[0], saved[0].unpack(), saved[1].unpack(), numbers, mask);
+    const Mask mask = {wanted[0], wanted[1], wanted[2]};
+    const auto [grad_input, grad_weight, grad_bias] = conv_backward(grads[0], saved[0], saved[1], numbers, mask);
     return {grad_input, grad_weight, grad_bias};
   }
 };
 
-// Of (grad_x, grad_W, grad_b) = conv_backward(g, x, W).
-struct ConvBackwardBackward : ConvNode<3> {
-  std::string name() const override { return "torch_ext::ConvBackwardBackward"; }
+// Of (grad_x, grad_W, grad_b) = conv_backward(g, x, W); saved are g, x and W.
+struct ConvBackwardDerivative {
+  static constexpr const char* name = "torch_ext::ConvBackwardBackward";
 
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);
+  static variable_list gradients(const variable_list& grads, const variable_list& saved, const Numbers& numbers,
+                                 const std::vector<bool>& wanted) {
     const Tensor &to_input = grads[0], &to_weight = grads[1], &to_bias = grads[2];
-    const Tensor grad_output = saved[0].unpack(), input = saved[1].unpack(), weight = saved[2].unpack();
+    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2];
     variable_list result(3);
-    if (task_should_compute_output(0)) {
+    if (wanted[0]) {
       if (to_input.defined()) result[0] = conv(to_input, weight, to_bias, numbers);
       if (to_weight.defined())
         result[0] = sum(result[0], conv(input, to_weight, to_input.defined() ? Tensor() : to_bias, numbers));
       if (!result[0].defined() && to_bias.defined()) result[0] = expand_bias(to_bias, grad_output);
     }
-    if (task_should_compute_output(1) && to_weight.defined())
+    if (wanted[1] && to_weight.defined())
       result[1] = std::get<0>(conv_backward(grad_output, input, to_weight, numbers, {true, false, false}));
-    if (task_should_compute_output(2) && to_input.defined())
+    if (wanted[2] && to_input.defined())
       result[2] = std::get<1>(conv_backward(grad_output, to_input, weight, numbers, {false, true, false}));
     return result;
   }
 };
+
+// Records the derivative of a call on these tensors if one of them needs it; else null.
+template <class Derivative, class... Tensors>
+auto record(const Numbers& numbers, std::initializer_list<Tensor> saved, const Tensors&... tensors) {
+  using NodePointer = decltype(make_node<ConvNode<Derivative>>());
+  if (!torch::autograd::compute_requires_grad(tensors...)) return NodePointer();
+  NodePointer node = make_node<ConvNode<Derivative>>();
+  node->set_next_edges(torch::autograd::collect_next_edges(tensors...));
+  for (const Tensor& tensor : saved) node->saved.emplace_back(tensor, /*is_output=*/false);
+  node->numbers = numbers;
+  return node;
+}
 
 // A tensor without its tangent, and the tangent (undefined if there is none).
 Tensor primal(const Tensor& tensor) { return torch::autograd::isFwGradDefined(tensor) ? tensor._fw_primal(0) : tensor; }
@@ -140,13 +205,7 @@ Tensor conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor
   const Tensor bias = optional_bias.value_or(Tensor());
   const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), groups};
 
-  decltype(make_node<ConvBackward>()) node;
-  if (compute_requires_grad(input, weight, bias)) {
-    node = make_node<ConvBackward>();
-    node->set_next_edges(collect_next_edges(input, weight, bias));
-    node->saved = {SavedVariable(input, false), SavedVariable(weight, false)};
-    node->numbers = numbers;
-  }
+  const auto node = record<ConvDerivative>(numbers, {input, weight}, input, weight, bias);
   Tensor output = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return conv_redispatch(keys & c10::after_autograd_keyset, input, weight, optional_bias, stride, padding, dilation,
@@ -171,13 +230,7 @@ Gradients conv_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad_ou
   using namespace torch::autograd;
   const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), groups};
 
-  decltype(make_node<ConvBackwardBackward>()) node;
-  if (compute_requires_grad(grad_output, input, weight)) {
-    node = make_node<ConvBackwardBackward>();
-    node->set_next_edges(collect_next_edges(grad_output, input, weight));
-    node->saved = {SavedVariable(grad_output, false), SavedVariable(input, false), SavedVariable(weight, false)};
-    node->numbers = numbers;
-  }
+  const auto node = record<ConvBackwardDerivative>(numbers, {grad_output, input, weight}, grad_output, input, weight);
   Gradients result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return conv_backward_redispatch(keys & c10::after_autograd_keyset, grad_output, input, weight, stride, padding,
