@@ -21,10 +21,11 @@ SplitPadding split(c10::SymIntArrayRef padding) {
   for (size_t i = 0; i < padding.size(); i += 2) {
     const auto& before = padding[i];
     const auto& after = padding[i + 1];
-    const c10::SymInt both = before < after ? before : after;
+    const c10::SymInt both = before.min(after);
     result.symmetric.push_back(both);
     result.excess.insert(result.excess.begin(), {before - both, after - both});
-    result.has_excess |= before != after;
+    // Symbolic sides count as different: to ask would tie a compiled graph to the answer.
+    result.has_excess |= before.is_symbolic() || after.is_symbolic() || before != after;
   }
   return result;
 }
