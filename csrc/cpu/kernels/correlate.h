@@ -127,33 +127,30 @@ class Correlate {
   void rows() {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d.classes; ++fd)
-      for (int64_t id = fd; id < box_.d.end; id += d.classes)
+      for (int64_t id = fd; id < box_.d.end; id += d.classes) {
+        const TapWalk depths(d, id, depth_taps_, plan_.tiling.slots[0]);
         for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
-          for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(id, ih);
+          for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(id, ih, depths);
+      }
   }
 
   // Packs the source rows of one target row and lists them with their weights.
-  int64_t list_source_rows(int64_t d, int64_t h) {
+  int64_t list_source_rows(int64_t h, const TapWalk& depths) {
     const Axis &axis_d = plan_.axes[0], &axis_h = plan_.axes[1];
-    const Phase pd = axis_d.phase(d % axis_d.phases), ph = axis_h.phase(h % axis_h.phases);
-    const int64_t first_d = pd.source(d / axis_d.phases, 0), first_h = ph.source(h / axis_h.phases, 0);
-    const Range taps_d = pd.clip(first_d, first_d, axis_d.source, depth_taps_);
-    const Range taps_h = ph.clip(first_h, first_h, axis_h.source, row_taps_);
+    if (!any_column_taps_) return 0;
+    const TapWalk rows(axis_h, h, row_taps_, plan_.tiling.slots[1]);
     int64_t count = 0;
-    if (!any_column_taps_) return count;
     for (int64_t r = terms_.begin; r < terms_.end; ++r)
-      for (int64_t td = taps_d.begin; td < taps_d.end; ++td)
-        for (int64_t th = taps_h.begin; th < taps_h.end; ++th) {
-          const int64_t kd = pd.tap_first + td * pd.tap_step, kh = ph.tap_first + th * ph.tap_step;
-          const int64_t tap = ((r * axis_d.kernel + kd) * axis_h.kernel + kh) * plan_.axes[2].kernel;
-          source_rows_[count++] = {ring_.row(r - terms_.begin, r, first_d + td * pd.step, first_h + th * ph.step),
-                                   weight_ + tap * L};
+      for (TapWalk td = depths; td.count > 0; td.next())
+        for (TapWalk th = rows; th.count > 0; th.next()) {
+          const int64_t tap = ((r * axis_d.kernel + td.tap) * axis_h.kernel + th.tap) * plan_.axes[2].kernel;
+          source_rows_[count++] = {ring_.row(r - terms_.begin, r, td, th), weight_ + tap * L};
         }
     return count;
   }
 
-  void row(int64_t d, int64_t h) {
-    const int64_t source_rows = list_source_rows(d, h), width = plan_.tile_columns();
+  void row(int64_t d, int64_t h, const TapWalk& depths) {
+    const int64_t source_rows = list_source_rows(h, depths), width = plan_.tile_columns();
     const int64_t tile_row = plan_.tile_rows == 1 ? 0 : (d - box_.d.begin) * size(box_.h) + h - box_.h.begin;
     T* to = target_row_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2];
     const int64_t to_stride = buffer_columns_ > 1 ? target_.spatial[2] * column_step_ : 0;

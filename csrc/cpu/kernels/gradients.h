@@ -7,7 +7,8 @@
 //
 // Lanes are the weight's channels. An item is one block of channels and one slice of the positions; blocks alone feed
 // the threads when channels are many. For each row of grad_output, taps stay in registers while the row streams past
-// the packed input rows; a row's sum starts from zero and is added, with compensation, to the item's sums. Slices are
+// the packed input rows; a row's sum starts from zero, a few rows' sums are added, and those
+// are added with compensation: the rounding error does not grow with the number of rows. Slices are
 // added in order, so that the result is the same for every number of threads. Sums are in Acc<T>, rounded once.
 //
 // Taps in registers along a row are oneDNN's idea for kernels of up to 3 columns; here they come in chunks of up to 8.
@@ -29,7 +30,8 @@ class GradWeight {
         partial_sums_(partial_sums),
         ring_(plan.axes, plan.tiling, scratch),
         row_(scratch + plan.ring_size()),
-        sums_(row_ + plan.row_size()) {}
+        sums_(row_ + plan.row_size()),
+        totals_(sums_ + plan.sums_size() / 3) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();
@@ -52,25 +54,33 @@ class GradWeight {
   }
 
  private:
-  // sums_[vector][tap of the block][sum, error][lane]
-  A* sums(int64_t v, int64_t d, int64_t h, int64_t w) {
-    const int64_t tap = (d * plan_.tiling.taps[1] + h) * plan_.tiling.taps[2] + w;
-    return sums_ + (v * plan_.block_taps() + tap) * 2 * L;
+  // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
+  int64_t block_tap(int64_t v, int64_t d, int64_t h, int64_t w) const {
+    return ((v * plan_.tiling.taps[0] + d) * plan_.tiling.taps[1] + h) * plan_.tiling.taps[2] + w;
+  }
+
+  void add_to_totals() {
+    for (int64_t i = 0; i < vectors_ * plan_.block_taps(); ++i) add_short_sum(sums_ + i * L, totals_ + 2 * i * L);
+    summed_rows_ = 0;
   }
 
   void tap_block(int64_t block) {
     for (int64_t i = 0; i < plan_.sums_size(); i += L) Vec<A>::zero().store(sums_ + i);
+    summed_rows_ = 0;
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
       ring_.set_channels(input_, n, plan_.channels, block, plan_.input_map);
       for (int64_t j = box_.w.begin; j < box_.w.end; j += plan_.tiling.columns) {
         if (!set_columns({j, std::min(j + plan_.tiling.columns, box_.w.end)})) continue;
         for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d.classes; ++fd)
-          for (int64_t id = fd; id < box_.d.end; id += d.classes)
+          for (int64_t id = fd; id < box_.d.end; id += d.classes) {
+            const TapWalk depths(d, id, taps_[0], plan_.tiling.slots[0]);
             for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
-              for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(n, id, ih);
+              for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(n, id, ih, depths);
+          }
       }
     }
+    add_to_totals();
   }
 
   // Returns whether any tap of the block meets the image.
@@ -81,22 +91,19 @@ class GradWeight {
     columns_ = columns;
     column_taps_ = p.clip(first, last, w.source, taps_[2]);
     if (size(column_taps_) == 0) return false;
-    first_source_ = first + column_taps_.begin * p.step;
-    ring_.set_columns({first_source_, last + (column_taps_.end - 1) * p.step + 1});
+    ring_.set_columns({first + column_taps_.begin * p.step, last + (column_taps_.end - 1) * p.step + 1});
     return true;
   }
 
-  void row(int64_t n, int64_t d, int64_t h) {
-    const Phase pd = plan_.axes[0].phase(0), ph = plan_.axes[1].phase(0);
-    const int64_t first_d = pd.source(d, 0), first_h = ph.source(h, 0);
-    const Range taps_d = pd.clip(first_d, first_d, plan_.axes[0].source, taps_[0]);
-    const Range taps_h = ph.clip(first_h, first_h, plan_.axes[1].source, taps_[1]);
+  void row(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
     int64_t rows = 0;
-    for (int64_t td = taps_d.begin; td < taps_d.end; ++td)
-      for (int64_t th = taps_h.begin; th < taps_h.end; ++th)
-        rows_[rows++] = {ring_.row(0, 0, first_d + td * pd.step, first_h + th * ph.step),
-                         sums(0, td - taps_[0].begin, th - taps_[1].begin, column_taps_.begin - taps_[2].begin)};
+    for (TapWalk td = depths; td.count > 0; td.next())
+      for (TapWalk th(plan_.axes[1], h, taps_[1], plan_.tiling.slots[1]); th.count > 0; th.next())
+        rows_[rows++] = {ring_.row(0, 0, td, th), sums_ + block_tap(0, td.tap - taps_[0].begin, th.tap - taps_[1].begin,
+                                                                    column_taps_.begin - taps_[2].begin) *
+                                                              L};
     if (rows == 0) return;
+    if (++summed_rows_ == kShortSum) add_to_totals();
 
     const int64_t columns = size(columns_), taps = size(column_taps_);
     const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
@@ -113,7 +120,7 @@ class GradWeight {
                             .step = step,
                             .factor = row_,
                             .columns = columns,
-                            .sums_offset = (v * plan_.block_taps() + t.begin) * 2 * L};
+                            .sums_offset = (v * plan_.block_taps() + t.begin) * L};
         sum_chunk(sum, rows, size(t));
       }
     }
@@ -126,8 +133,8 @@ class GradWeight {
         for (int64_t h = taps_[1].begin; h < taps_[1].end; ++h)
           for (int64_t w = taps_[2].begin; w < taps_[2].end; ++w) {
             const int64_t tap = (d * plan_.axes[1].kernel + h) * plan_.axes[2].kernel + w;
-            const A* sum = sums(v, d - taps_[0].begin, h - taps_[1].begin, w - taps_[2].begin);
-            Vec<A>::load(sum).store(partial + ((first_vector_ + v) * plan_.taps() + tap) * L);
+            const int64_t i = block_tap(v, d - taps_[0].begin, h - taps_[1].begin, w - taps_[2].begin);
+            Vec<A>::load(totals_ + 2 * i * L).store(partial + ((first_vector_ + v) * plan_.taps() + tap) * L);
           }
   }
 
@@ -136,14 +143,15 @@ class GradWeight {
   A* const partial_sums_;
   PackedRing<T> ring_;
   A* const row_;
-  A* const sums_;
+  A* const sums_;    // of up to kShortSum rows
+  A* const totals_;  // of sums, with the rounding error so far
 
   Box box_;
   int64_t vectors_, first_vector_;
   Lanes<A> lanes_[kMaxVectors];
   Triple<Range> taps_;
   Range columns_, column_taps_;
-  int64_t first_source_;
+  int64_t summed_rows_;
   TapRow<A> rows_[kMaxRows];
 };
 
@@ -176,8 +184,9 @@ void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial
   for (int64_t v = 0; v < p.channels.vectors(block); ++v) {
     const int64_t vector = block * p.channels.block_vectors() + v;
     const Lanes<A> lanes(vector * L, p.channels.channels, {1, 1}, grad_output.c);
-    A sum[2 * L] = {};
+    A sum[L] = {}, total[2 * L] = {};
     const TapRow<A> ones_row{ones, sum};
+    int64_t rows = 0;
     for (int64_t n = box.n.begin; n < box.n.end; ++n)
       for (int64_t d = box.d.begin; d < box.d.end; ++d)
         for (int64_t h = box.h.begin; h < box.h.end; ++h)
@@ -194,8 +203,10 @@ void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial
                                  .columns = columns,
                                  .sums_offset = 0};
             sum_taps<A, 1, 1, 8>(taps, 0);
+            if (++rows % kShortSum == 0) add_short_sum(sum, total);
           }
-    Vec<A>::load(sum).store(partial_sums + slice * p.slice_size() + vector * L);
+    add_short_sum(sum, total);
+    Vec<A>::load(total).store(partial_sums + slice * p.slice_size() + vector * L);
   }
 }
 

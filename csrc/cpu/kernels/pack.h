@@ -127,15 +127,14 @@ class PackedRing {
 
   int64_t vector_stride() const { return (columns_.end - columns_.begin) * kLanes<A>; }
 
-  // Row [vector][column][lane] of a term, which has slot `term_slot`.
-  const A* row(int64_t term_slot, int64_t term, int64_t d, int64_t h) {
-    const int64_t slot_d = d / axes_[0].unit % tiling_.slots[0], slot_h = h / axes_[1].unit % tiling_.slots[1];
-    const int64_t slot = (term_slot * tiling_.slots[0] + slot_d) * tiling_.slots[1] + slot_h;
-    const int64_t tag = d * axes_[1].source + h;
+  // Row [vector][column][lane] of a term, which has slot `term_slot`, at the source positions of two walks.
+  const A* row(int64_t term_slot, int64_t term, const TapWalk& d, const TapWalk& h) {
+    const int64_t slot = (term_slot * tiling_.slots[0] + d.slot) * tiling_.slots[1] + h.slot;
+    const int64_t tag = d.source * axes_[1].source + h.source;
     A* packed = ring_ + slot * (tiling_.slots[2] * kLanes<A>)*vectors_;
     if (tags_[slot] != tag) {
       tags_[slot] = tag;
-      const T* from = source_.data + term * source_.c + d * source_.spatial[0] + h * source_.spatial[1];
+      const T* from = source_.data + term * source_.c + d.source * source_.spatial[0] + h.source * source_.spatial[1];
       for (int64_t v = 0; v < vectors_; ++v)
         pack_row(from, source_.spatial[2], lanes_[v], axes_[2].source, columns_, packed + v * vector_stride());
     }

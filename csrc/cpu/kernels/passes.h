@@ -86,10 +86,11 @@ struct GradWeightPlan {
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
   int64_t items() const { return parts.count() * channels.blocks(); }
-  // In scratch lie the ring, a packed row of grad_output, and for each tap of a block a sum and its rounding error.
+  // In scratch lie the ring, a packed row of grad_output, and for each tap of a block a short sum, a total and its
+  // error.
   int64_t ring_size() const { return tiling.ring() * channels.block_vectors() * channels.lanes; }
   int64_t row_size() const { return tiling.columns * channels.block_vectors() * channels.lanes; }
-  int64_t sums_size() const { return 2 * block_taps() * channels.block_vectors() * channels.lanes; }
+  int64_t sums_size() const { return 3 * block_taps() * channels.block_vectors() * channels.lanes; }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
   Box slice_box(int64_t slice) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].target, slice);

@@ -90,9 +90,42 @@ struct Axis {
     return {1, -unit, (residue - tap * dilation) / stride, (kernel - 1 - tap) / period + 1, tap, period};
   }
 
+  // Phase of a target position, and its j within the phase.
+  int64_t phase_of(int64_t position) const { return phases == 1 ? 0 : position % phases; }
+  int64_t index_of(int64_t position) const { return phases == 1 ? position : position / phases; }
+
   // Number of target positions of a phase.
   int64_t count(int64_t phase) const { return phase < target ? (target - 1 - phase) / phases + 1 : 0; }
   int64_t source_stride() const { return transposed ? 1 : stride; }
+};
+
+// The taps of one target position along an axis that hit the image, one after the other: the source position, the
+// kernel's tap, and the ring's slot. Source rows of one phase in neighbouring slots never meet in a ring that has a
+// slot for each tap.
+struct TapWalk {
+  int64_t count;
+  int64_t source, tap, slot;
+  int64_t step, tap_step, slots;
+
+  TapWalk(const Axis& axis, int64_t position, Range block, int64_t ring_slots) : slots(ring_slots) {
+    const Phase phase = axis.phase(axis.phase_of(position));
+    const int64_t first = phase.source(axis.index_of(position), 0);
+    const Range taps = phase.clip(first, first, axis.source, block);
+    count = size(taps);
+    if (count == 0) return;
+    source = first + taps.begin * phase.step;
+    step = phase.step;
+    tap = phase.tap_first + taps.begin * phase.tap_step;
+    tap_step = phase.tap_step;
+    slot = (axis.unit == 1 ? source : source / axis.unit) % slots;
+  }
+
+  void next() {
+    if (--count == 0) return;
+    source += step;
+    tap += tap_step;
+    slot = step > 0 ? (slot + 1 == slots ? 0 : slot + 1) : (slot == 0 ? slots : slot) - 1;
+  }
 };
 
 inline Axis forward_axis(const ConvGeometry<int64_t>& g, int i) {

@@ -3,6 +3,14 @@
 // The inner loops, on packed rows. One vector is kLanes channels of one column; strides and steps are in elements.
 #include "simd.h"
 
+// Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
+// sums on the stack.
+#if defined(__clang__)
+#define TORCH_EXT_UNROLL _Pragma("unroll")
+#else
+#define TORCH_EXT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
 // A source row and the weights of its taps.
@@ -33,17 +41,20 @@ inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t colu
   constexpr int64_t L = kLanes<A>;
   const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
   Vec<A> sum[kColumns];
+  TORCH_EXT_UNROLL
   for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::load(r.initial + (column + j) * r.initial_stride);
   for (const SourceRow<A>*row = r.rows, *end = row + r.row_count; row < end; ++row) {
     const A* source = row->source + r.source_offset + column * stride;
     const A* weight = row->weight + r.weight_offset;
     for (int64_t t = r.taps; t > 0; --t) {
       const Vec<A> w = Vec<A>::load(weight);
+      TORCH_EXT_UNROLL
       for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
       source += r.step;
       weight += r.weight_step;
     }
   }
+  TORCH_EXT_UNROLL
   for (int j = 0; j < kColumns; ++j) sum[j].store(r.out + (column + j) * r.out_stride);
 }
 
@@ -87,15 +98,19 @@ void sum_row(const RowSum<A>& r, int64_t columns) {
   else sum_row<A, 0>(r, columns);
 }
 
-// A sum and its rounding error, one vector each (Kahan's summation): long sums lose nothing.
+// Rows whose sums are added up before they go to a total.
+inline constexpr int64_t kShortSum = 64;
+
+// Moves a sum to a total that is kept with its rounding error, one vector each (Kahan's summation).
 template <class A>
-void add_compensated(A* sum, Vec<A> x) {
-  const Vec<A> old = Vec<A>::load(sum), y = x - Vec<A>::load(sum + kLanes<A>), total = old + y;
-  total.store(sum);
-  ((total - old) - y).store(sum + kLanes<A>);
+void add_short_sum(A* sum, A* total) {
+  const Vec<A> old = Vec<A>::load(total), x = Vec<A>::load(sum) - Vec<A>::load(total + kLanes<A>), next = old + x;
+  next.store(total);
+  ((next - old) - x).store(total + kLanes<A>);
+  Vec<A>::zero().store(sum);
 }
 
-// A source row and where its taps are summed: tap t at sums + 2 * t * lanes.
+// A source row and where its taps are summed: tap t at sums + t * lanes.
 template <class A>
 struct TapRow {
   const A* source;
@@ -112,6 +127,19 @@ struct TapSum {
   int64_t sums_offset;
 };
 
+// Adds the products of one column, and moves the sources on to the next.
+template <class A, int kRows, int kTaps>
+inline __attribute__((always_inline)) void add_column(const A* factor, int64_t stride, int64_t step,
+                                                      const A* (&source)[kRows], Vec<A> (&sum)[kRows][kTaps]) {
+  const Vec<A> x = Vec<A>::load(factor);
+  TORCH_EXT_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    TORCH_EXT_UNROLL
+    for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[r][t]);
+    source[r] += stride;
+  }
+}
+
 // kRows * kTaps * kChains sums stay in registers: chains are every kChains-th column, to hide the adder's latency.
 template <class A, int kRows, int kTaps, int kChains>
 __attribute__((noinline)) void sum_taps(const TapSum<A>& s, int64_t first_row) {
@@ -119,35 +147,28 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& s, int64_t first_row) {
   const int64_t stride = s.source_stride, step = s.step;
   Vec<A> sum[kChains][kRows][kTaps];
   const A* source[kRows];
-  for (int c = 0; c < kChains; ++c)
-    for (int r = 0; r < kRows; ++r)
-      for (int t = 0; t < kTaps; ++t) sum[c][r][t] = Vec<A>::zero();
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kChains * kRows * kTaps; ++i)
+    sum[i / (kRows * kTaps)][i / kTaps % kRows][i % kTaps] = Vec<A>::zero();
+  TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) source[r] = s.rows[first_row + r].source + s.source_offset;
   const A* factor = s.factor;
   int64_t j = s.columns;
-  for (; j >= kChains; j -= kChains)
-    for (int c = 0; c < kChains; ++c) {
-      const Vec<A> x = Vec<A>::load(factor);
-      factor += L;
-      for (int r = 0; r < kRows; ++r) {
-        for (int t = 0; t < kTaps; ++t) sum[c][r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[c][r][t]);
-        source[r] += stride;
-      }
-    }
-  for (; j > 0; --j) {
-    const Vec<A> x = Vec<A>::load(factor);
-    factor += L;
-    for (int r = 0; r < kRows; ++r) {
-      for (int t = 0; t < kTaps; ++t) sum[0][r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[0][r][t]);
-      source[r] += stride;
+  for (; j >= kChains; j -= kChains) {
+    TORCH_EXT_UNROLL
+    for (int c = 0; c < kChains; ++c, factor += L) add_column<A, kRows, kTaps>(factor, stride, step, source, sum[c]);
+  }
+  for (; j > 0; --j, factor += L) add_column<A, kRows, kTaps>(factor, stride, step, source, sum[0]);
+  TORCH_EXT_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    A* to = s.rows[first_row + r].sums + s.sums_offset;
+    TORCH_EXT_UNROLL
+    for (int t = 0; t < kTaps; ++t) {
+      TORCH_EXT_UNROLL
+      for (int c = 1; c < kChains; ++c) sum[0][r][t] = sum[0][r][t] + sum[c][r][t];
+      (Vec<A>::load(to + t * L) + sum[0][r][t]).store(to + t * L);
     }
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int t = 0; t < kTaps; ++t) {
-      Vec<A> total = sum[0][r][t];
-      for (int c = 1; c < kChains; ++c) total = total + sum[c][r][t];
-      add_compensated(s.rows[first_row + r].sums + s.sums_offset + 2 * t * L, total);
-    }
 }
 
 // All rows for a chunk of kTaps taps: kRows at a time, then one by one.
