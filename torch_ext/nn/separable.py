@@ -74,15 +74,22 @@ class SeparableConv1d(SeparableBase):
     _parts = (DepthwiseConv1d, Conv1d)
 
     def forward(self, input: Tensor) -> Tensor:
-        first, last = self.depthwise, self.pointwise
         if not is_served(input):
-            return last(first(input))
-        if first.padding_mode != "zeros":
+            return self.pointwise(self.depthwise(input))
+        depthwise, pointwise = self.depthwise.weight, self.pointwise.weight
+        if self.depthwise.padding_mode != "zeros":
+            padded = self.depthwise._padded(input)
             return torch.ops.torch_ext.separable_conv1d(
-                first._padded(input), first.weight, last.weight, last.bias, first.stride, [0], first.dilation
+                padded, depthwise, pointwise, self.pointwise.bias, self.depthwise.stride, [0], self.depthwise.dilation
             )
         return torch.ops.torch_ext.separable_conv1d(
-            input, first.weight, last.weight, last.bias, first.stride, first.padding, first.dilation
+            input,
+            depthwise,
+            pointwise,
+            self.pointwise.bias,
+            self.depthwise.stride,
+            self.depthwise.padding,
+            self.depthwise.dilation,
         )
 
 
@@ -91,15 +98,22 @@ class SeparableConv2d(SeparableBase):
     _parts = (DepthwiseConv2d, Conv2d)
 
     def forward(self, input: Tensor) -> Tensor:
-        first, last = self.depthwise, self.pointwise
         if not is_served(input):
-            return last(first(input))
-        if first.padding_mode != "zeros":
+            return self.pointwise(self.depthwise(input))
+        depthwise, pointwise = self.depthwise.weight, self.pointwise.weight
+        if self.depthwise.padding_mode != "zeros":
+            padded = self.depthwise._padded(input)
             return torch.ops.torch_ext.separable_conv2d(
-                first._padded(input), first.weight, last.weight, last.bias, first.stride, [0], first.dilation
+                padded, depthwise, pointwise, self.pointwise.bias, self.depthwise.stride, [0], self.depthwise.dilation
             )
         return torch.ops.torch_ext.separable_conv2d(
-            input, first.weight, last.weight, last.bias, first.stride, first.padding, first.dilation
+            input,
+            depthwise,
+            pointwise,
+            self.pointwise.bias,
+            self.depthwise.stride,
+            self.depthwise.padding,
+            self.depthwise.dilation,
         )
 
 
@@ -108,13 +122,20 @@ class SeparableConv3d(SeparableBase):
     _parts = (DepthwiseConv3d, Conv3d)
 
     def forward(self, input: Tensor) -> Tensor:
-        first, last = self.depthwise, self.pointwise
         if not is_served(input):
-            return last(first(input))
-        if first.padding_mode != "zeros":
+            return self.pointwise(self.depthwise(input))
+        depthwise, pointwise = self.depthwise.weight, self.pointwise.weight
+        if self.depthwise.padding_mode != "zeros":
+            padded = self.depthwise._padded(input)
             return torch.ops.torch_ext.separable_conv3d(
-                first._padded(input), first.weight, last.weight, last.bias, first.stride, [0], first.dilation
+                padded, depthwise, pointwise, self.pointwise.bias, self.depthwise.stride, [0], self.depthwise.dilation
             )
         return torch.ops.torch_ext.separable_conv3d(
-            input, first.weight, last.weight, last.bias, first.stride, first.padding, first.dilation
+            input,
+            depthwise,
+            pointwise,
+            self.pointwise.bias,
+            self.depthwise.stride,
+            self.depthwise.padding,
+            self.depthwise.dilation,
         )
