@@ -1,6 +1,7 @@
 """Docstrings of torch_ext.functional, one a family. `fill` writes out the number of dimensions.
 
-In the templates, {n} is the number of dimensions, {sizes} an input's and {out} an output's spatial sizes, {k} a kernel's.
+In the templates, {n} is the number of dimensions, {sizes} an input's and {out} an output's spatial
+sizes, {k} a kernel's.
 """
 
 _AXES = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}
@@ -25,19 +26,19 @@ def fill(template: str, n: int) -> str:
 
 
 _COMMON = """stride: Step of the kernel in elements: an int, or one per axis. Default: 1.
-        padding: Zeros added around the input, in elements: an int; {n} int(s); {n} pair(s) (before, after); ((before, after),)
-            for every axis; or 'valid' (none), 'same' (output size ceil(size / stride), the odd zero goes after),
+        padding: Zeros added around the input, in elements: an int; {n} int(s); {n} pair(s) (before, after);
+            ((before, after),) for every axis; or 'valid' (none), 'same' (output size ceil(size / stride), the odd zero goes after),
             'same_lower' (the odd zero goes before){causal}. Default: 0.
         dilation: Distance between two kernel elements, in elements: an int, or one per axis. Default: 1."""
 
-_RAISES = """RuntimeError: If a shape, a dtype, a device or a number does not fit; the message has what was expected and what
-            came."""
+_RAISES = """RuntimeError: If a shape, a dtype, a device or a number does not fit; the message has what was
+            expected and what came."""
 
 DEPTHWISE_CONV = """Convolves every input channel with kernels of its own: a depthwise {n}-D convolution.
 
     Output channel c * M + m is input channel c, correlated with kernel c * M + m. Equivalent to
-    ``torch.nn.functional.conv{n}d(input, weight, bias, stride, padding, dilation, groups=C)``, with more forms of padding.
-    The step that Sifre ("Rigid-Motion Scattering for Image Classification", 2014) and Xception (Chollet, 2017,
+    ``torch.nn.functional.conv{n}d(input, weight, bias, stride, padding, dilation, groups=C)``, with more forms of
+    padding. The step that Sifre ("Rigid-Motion Scattering for Image Classification", 2014) and Xception (Chollet, 2017,
     arXiv:1610.02357) made known; M is called depth multiplier or channel multiplier.
 
     Args:
@@ -91,18 +92,19 @@ GROUP_CONV = """Applies a grouped {n}-D convolution: every group of input channe
 
 DEPTHWISE_CONV_TRANSPOSE = """Applies a transposed depthwise {n}-D convolution: the adjoint of `depthwise_conv{n}d`.
 
-    Equivalent to ``torch.nn.functional.conv_transpose{n}d(input, weight, bias, stride, padding, output_padding, groups=C,
-    dilation=dilation)``. Described in Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016,
-    arXiv:1603.07285).
+    Equivalent to ``torch.nn.functional.conv_transpose{n}d(input, weight, bias, stride, padding, output_padding,
+    groups=C, dilation=dilation)``. Described in Dumoulin and Visin, "A guide to convolution arithmetic for deep
+    learning" (2016, arXiv:1603.07285).
 
     Args:
         input: [N, C, {sizes}] or, unbatched, [C, {sizes}]; float32, float64, bfloat16 or float16, in any memory layout.
         weight: [C, M, {k}], of the input's dtype.
         bias: [C * M], or None. Default: None.
         stride: Distance in the output between two input elements: an int, or one per axis. Default: 1.
-        padding: Elements cut off the output: an int; {n} int(s); {n} pair(s) (before, after); or ((before, after),) for every
-            axis. Default: 0.
-        output_padding: Elements added to the output's end: an int, or one per axis; less than stride or dilation. Default: 0.
+        padding: Elements cut off the output: an int; {n} int(s); {n} pair(s) (before, after); or ((before, after),)
+            for every axis. Default: 0.
+        output_padding: Elements added to the output's end: an int, or one per axis; less than stride or dilation.
+            Default: 0.
         dilation: Distance between two kernel elements, in elements: an int, or one per axis. Default: 1.
 
     Returns:
@@ -120,7 +122,7 @@ DEPTHWISE_CONV_TRANSPOSE = """Applies a transposed depthwise {n}-D convolution: 
         torch.Size([2, 4, {nines}])
     """
 
-SEPARABLE_CONV = """Applies a depthwise separable {n}-D convolution: a depthwise one, then a 1x1 (pointwise) one across channels.
+SEPARABLE_CONV = """Applies a depthwise separable {n}-D convolution: a depthwise one, then a pointwise one over channels.
 
     Equivalent to ``F.conv{n}d(F.conv{n}d(input, depthwise_weight, None, stride, padding, dilation, groups=C),
     pointwise_weight, bias)``, with more forms of padding. There is no bias and no activation between the two steps, and

@@ -18,10 +18,10 @@ _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     """Makes a model's convolutions ours where we have a kernel for their weight's shape and dtype.
 
-    Only layers of exactly torch's types (`torch.nn.Conv1d`, `Conv2d`, `Conv3d`) change: subclassed, parametrized and lazy
-    ones are left alone. Parameters, state_dict, hooks and results (up to rounding) stay. Convert after casting the model
-    to the dtype that it will run in: in bfloat16 and float16 every convolution has a kernel, in float32 and float64 the
-    depthwise ones.
+    Only layers of exactly torch's types (`torch.nn.Conv1d`, `Conv2d`, `Conv3d`) change: subclassed, parametrized and
+    lazy ones are left alone. Parameters, state_dict, hooks and results (up to rounding) stay. Convert after casting the
+    model to the dtype that it will run in: in bfloat16 and float16 every convolution has a kernel, in float32 and
+    float64 the depthwise ones.
 
     Args:
         model: The model, or a single layer.

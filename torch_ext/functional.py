@@ -1,7 +1,7 @@
 """Convolutions as functions: thin, typed callers of the C++ composite ops in torch.ops.torch_ext.
 
-The forms of an argument (an int for every axis, pairs for two-sided padding) are settled here; sizes, dtypes, layouts and
-the choice of a kernel are settled in C++, so that TorchScript, torch.export and C++ programs have the same behaviour.
+The forms of an argument (an int for every axis, pairs for two-sided padding) are settled here; sizes, dtypes, layouts
+and the choice of a kernel are settled in C++, so that TorchScript, torch.export and C++ programs behave alike.
 """
 
 from collections.abc import Callable

@@ -81,7 +81,7 @@ def _transposed(op: str, call: dict[str, Any], output: str) -> str:
 
 
 def _result(op: str, call: dict[str, Any]) -> Tensor:
-    """A tensor like the result of a call. Nothing runs: Meta gives its sizes and strides, and its memory is not touched."""
+    """A tensor like the result of a call. Nothing runs: Meta gives sizes and strides; memory is not touched."""
     function = getattr(functional, op)
     names = inspect.signature(function).parameters
     meta = {

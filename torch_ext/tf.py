@@ -112,8 +112,8 @@ def conv2d(
     Args:
         input: [N, H, W, C], or [N, C, H, W] for data_format 'NCHW'.
         filters: [kh, kw, C / groups, O].
-        strides: A number, (height, width), or four numbers in the order of data_format; those of batch and channels must
-            be 1.
+        strides: A number, (height, width), or four numbers in the order of data_format; those of batch and channels
+            must be 1.
         padding: 'SAME', 'VALID', or four pairs (before, after) in the order of data_format.
         data_format: 'NHWC' or 'NCHW'. Default: 'NHWC'.
         dilations: In the forms of strides. Default: 1.

@@ -51,7 +51,7 @@ def run(output: Path, quick: bool = False) -> int:
     settings = QUICK if quick else Settings()
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
+        console.width = 132  # a file or a pipe has no width of its own
     promises = Promises(console)
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
@@ -123,9 +123,8 @@ def train_both(
         gap <= settings.accuracy_gap,
         f"accuracies within {100 * settings.accuracy_gap:.0f} point(s) of each other ({100 * gap:.2f})",
     )
-    promises.check(
-        ours.seconds < 60, f"trained in under a minute ({ours.seconds:.1f} s; torch.nn took {theirs.seconds:.1f} s)"
-    )
+    # A time is no promise: another process on the same cores can multiply it.
+    console.print(f"Training took {ours.seconds:.1f} s (torch.nn: {theirs.seconds:.1f} s).")
     return net, ours, theirs
 
 
@@ -164,6 +163,10 @@ def convert_models(settings: Settings, console: Console, promises: Promises) -> 
         "converted: layers that torch_ext has a kernel for, of all convolutions; the others stay torch's.\n"
         "difference: of the logits, the largest, relative to the largest logit."
     )
+    if torch.ops.torch_ext._isa() == "avx512":
+        console.print(
+            "On this CPU, calls that PyTorch has AVX-512 kernels for stay with it; TORCH_EXT_ISA=avx2 forces ours."
+        )
     worst = max(rows, key=lambda row: row.difference)
     promises.check(
         worst.difference <= 1e-4, f"logits agree to 1e-4 (largest difference {worst.difference:.1e}, {worst.model})"

@@ -1,7 +1,7 @@
 """What the layers share: a constructor that takes every form of padding, padding by hand, printing.
 
-A layer keeps its padding as the ops take it: n numbers, 2n numbers (axis by axis: before, after) or a string. So forward
-has nothing to work out, and TorchScript sees plain constants; a layer made by torch.nn is in this form already.
+A layer keeps its padding as the ops take it: n numbers, 2n numbers (axis by axis: before, after) or a string. So
+forward has nothing to work out, and TorchScript sees plain constants; a layer made by torch.nn is in this form already.
 """
 
 from typing import Any

@@ -37,10 +37,11 @@ class Conv1d(Base, nn.Conv1d):
 class Conv2d(Base, nn.Conv2d):
     """`torch.nn.Conv2d` on our ops: same constructor, state_dict and initial weights, and more forms of padding.
 
-    Args: as `torch.nn.Conv2d`; padding may also be 2 pairs (before, after), ((before, after),) for both axes, 'same' with
-        a stride (TensorFlow's SAME) or 'same_lower'.
+    Args: as `torch.nn.Conv2d`; padding may also be 2 pairs (before, after), ((before, after),) for both axes, 'same'
+        with a stride (TensorFlow's SAME) or 'same_lower'.
 
-    Shape: input [N, C, H, W] or [C, H, W], output [N, O, oh, ow] or [O, oh, ow], weight [O, C / groups, kh, kw], bias [O].
+    Shape: input [N, C, H, W] or [C, H, W], output [N, O, oh, ow] or [O, oh, ow], weight [O, C / groups, kh, kw], bias
+        [O].
 
     Example:
         >>> import torch, torch_ext
@@ -65,8 +66,8 @@ class Conv2d(Base, nn.Conv2d):
 class Conv3d(Base, nn.Conv3d):
     """`torch.nn.Conv3d` on our ops: same constructor, state_dict and initial weights, and more forms of padding.
 
-    Args: as `torch.nn.Conv3d`; padding may also be 3 pairs (before, after), ((before, after),) for every axis, 'same' with
-        a stride or 'same_lower'.
+    Args: as `torch.nn.Conv3d`; padding may also be 3 pairs (before, after), ((before, after),) for every axis, 'same'
+        with a stride or 'same_lower'.
 
     Shape: input [N, C, D, H, W] or [C, D, H, W], output [N, O, od, oh, ow] or [O, od, oh, ow], weight
         [O, C / groups, kd, kh, kw], bias [O].

@@ -9,8 +9,8 @@ from torch_ext.nn.conv import Conv1d, Conv2d, Conv3d
 
 _DOC = """A depthwise {n}-D convolution: every input channel has depth_multiplier kernels of its own.
 
-    Equivalent to ``torch.nn.Conv{n}d(in_channels, in_channels * depth_multiplier, kernel_size, …, groups=in_channels)``,
-    with its initial weights for the same seed.
+    Equivalent to ``torch.nn.Conv{n}d(in_channels, in_channels * depth_multiplier, kernel_size, …,
+    groups=in_channels)``, with its initial weights for the same seed.
 
     Args:
         in_channels: C, the number of input channels.

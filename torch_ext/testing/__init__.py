@@ -65,8 +65,8 @@ def isa(name: str) -> Iterator[None]:
 def tolerances(dtype: torch.dtype, expected: Tensor) -> Tensor:
     """How far each element of a result of our kernels may be from `expected`, computed in float64 from the same input.
 
-    float32: 3e-6 * max|y|; float64: 1e-13 * max|y|; 16 bit: u * |y| + 3e-6 * max|y|, u being half a unit in the last place
-    (float16: and half the smallest subnormal).
+    float32: 3e-6 * max|y|; float64: 1e-13 * max|y|; 16 bit: u * |y| + 3e-6 * max|y|, u being half a unit in the last
+    place (float16: and half the smallest subnormal).
     """
     magnitude = expected.double().abs()
     largest = magnitude.max() if magnitude.numel() else magnitude.new_zeros(())
