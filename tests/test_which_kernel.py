@@ -1,0 +1,179 @@
+"""Which kernel a call takes: the table of csrc/core/select.h, for tensors that are never read."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_ext import testing, which_kernel
+
+OUTPUTS = ("forward", "grad_input", "grad_weight")
+ATEN, WIDENED = "aten::convolution", "aten::convolution in float32"
+F32, F64, BF16, F16 = testing.dtypes
+ISAS = testing.isas()
+
+
+def meta(*size: int, dtype: torch.dtype = F32) -> Tensor:
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def depthwise(n: int, dtype: torch.dtype, output: str, c: int = 8, m: int = 1, k: int = 3, **arguments: Any) -> str:
+    tensors = meta(2, c, *(9,) * n, dtype=dtype), meta(c * m, 1, *(k,) * n, dtype=dtype)
+    return which_kernel(f"depthwise_conv{n}d", *tensors, output=output, **arguments)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("dtype", testing.dtypes)
+def test_depthwise_is_ours(isa: str, n: int, output: str, dtype: torch.dtype) -> None:
+    ours = f"depthwise/{isa}"
+    for more in ({}, {"stride": 2}, {"padding": 1}, {"padding": ((1, 0),)}, {"dilation": 2}, {"k": 5}, {"m": 3}):
+        assert depthwise(n, dtype, output, **more) == ours, more
+    unbatched = meta(8, *(9,) * n, dtype=dtype), meta(8, 1, *(3,) * n, dtype=dtype)
+    assert which_kernel(f"depthwise_conv{n}d", *unbatched, output=output) == ours
+    # From one channel to one; and the same convolution seen from its transpose, one output channel a group.
+    assert depthwise(n, dtype, output, c=1) == ours
+    mirrored = meta(2, 6, *(9,) * n, dtype=dtype), meta(3, 2, *(3,) * n, dtype=dtype)
+    assert which_kernel(f"group_conv{n}d", *mirrored, groups=3, output=output) == ours
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_dense_and_grouped_are_pytorchs(isa: str, n: int, output: str, groups: int) -> None:
+    expected = {F32: ATEN, F64: ATEN, BF16: WIDENED, F16: WIDENED}
+    for dtype, out_channels in itertools.product(testing.dtypes, (4, 8)):
+        tensors = meta(2, 8, *(9,) * n, dtype=dtype), meta(out_channels, 8 // groups, *(3,) * n, dtype=dtype)
+        assert which_kernel(f"group_conv{n}d", *tensors, groups=groups, output=output) == expected[dtype]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_one_channel_to_many_is_dense(isa: str, n: int) -> None:
+    assert depthwise(n, F32, "forward", c=1, m=2) == ATEN
+    assert depthwise(n, BF16, "forward", c=1, m=2) == WIDENED
+
+
+@pytest.mark.skipif("avx512" not in ISAS, reason="this CPU has no AVX-512")
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("dtype", testing.dtypes)
+def test_avx512(n: int, dtype: torch.dtype) -> None:
+    ours, theirs = "depthwise/avx2", ATEN if dtype in (F32, BF16) else "depthwise/avx2"
+    with testing.isa("avx512"):
+        for output in OUTPUTS:
+            for more in ({}, {"stride": 2}, {"padding": 1}):
+                assert depthwise(n, dtype, output, **more) == theirs
+            assert depthwise(n, dtype, output, padding=((1, 0),)) == ours
+            assert depthwise(n, dtype, output, m=2) == ours
+            assert depthwise(n, dtype, output, dilation=2) == (theirs if output == "forward" else ours)
+            assert depthwise(n, dtype, output, k=4) == (ours if output == "grad_weight" else theirs)
+            dense = meta(2, 8, *(9,) * n, dtype=dtype), meta(4, 8, *(3,) * n, dtype=dtype)
+            assert which_kernel(f"group_conv{n}d", *dense, output=output) == (WIDENED if dtype == F16 else ATEN)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("dtype", testing.dtypes)
+def test_separable_has_two_steps(isa: str, n: int, dtype: torch.dtype) -> None:
+    ones = (1,) * n
+    tensors = meta(2, 8, *(9,) * n), meta(16, 1, *(3,) * n), meta(4, 16, *ones), meta(4)
+    second = WIDENED if dtype in (BF16, F16) else ATEN
+    for output in OUTPUTS:
+        answer = which_kernel(f"separable_conv{n}d", *(t.to(dtype) for t in tensors), padding="same", output=output)
+        assert answer == f"depthwise/{isa} + {second}"
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("m", [1, 2])
+def test_transposed(isa: str, n: int, m: int) -> None:
+    for dtype, output in itertools.product(testing.dtypes, OUTPUTS):
+        tensors = meta(2, 4, *(5,) * n, dtype=dtype), meta(4, m, *(3,) * n, dtype=dtype)
+        assert which_kernel(f"depthwise_conv_transpose{n}d", *tensors, stride=2, output=output) == f"depthwise/{isa}"
+
+
+def test_transposed_is_the_mirror() -> None:
+    """Its forward is a gradient with respect to the input, and the reverse: seen where these take different kernels."""
+    if "avx512" not in ISAS:
+        pytest.skip("the two take one kernel without AVX-512")
+    tensors = meta(2, 4, 5, 5), meta(4, 1, 3, 3)
+    with testing.isa("avx512"):
+        answers = [
+            which_kernel("depthwise_conv_transpose2d", *tensors, dilation=2, output=output) for output in OUTPUTS
+        ]
+    assert answers == ["depthwise/avx2", ATEN, "depthwise/avx2"]
+
+
+@pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+def test_meta_and_cpu_agree(case: testing.Case) -> None:
+    tensors = case.tensors(F32)
+    on_meta = [tensor if tensor is None else tensor.to("meta") for tensor in tensors]
+    for output in OUTPUTS:
+        answer = which_kernel(case.op, *tensors, output=output, **case.arguments)
+        assert answer == which_kernel(case.op, *on_meta, output=output, **case.arguments)
+
+
+def test_huge_call_is_not_run() -> None:
+    answer = which_kernel("depthwise_conv2d", meta(1024, 4096, 4096, 4096), meta(4096, 1, 3, 3), padding=1)
+    assert answer.startswith("depthwise/")
+
+
+@pytest.mark.parametrize("name", ISAS)
+def test_independent_of_the_thread_count(name: str) -> None:
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        with testing.isa(name):
+            for threads in (1, 2, 3, 64):
+                torch.set_num_threads(threads)
+                answers.append(
+                    [
+                        which_kernel(case.op, *case.tensors(dtype), output=output, **case.arguments)
+                        for case in testing.CASES
+                        if case.dims == 2
+                        for output in OUTPUTS
+                        for dtype in (F32, BF16)
+                    ]
+                )
+    finally:
+        torch.set_num_threads(before)
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_isa_restores() -> None:
+    current = torch.ops.torch_ext._isa
+    before = current()
+    with testing.isa("scalar"):
+        assert current() == "scalar"
+        with testing.isa(ISAS[-1]):
+            assert current() == ISAS[-1]
+        assert current() == "scalar"
+        with pytest.raises(ZeroDivisionError), testing.isa(ISAS[-1]):
+            raise ZeroDivisionError
+        assert current() == "scalar"
+    assert current() == before
+
+
+def test_isa_refuses_what_this_cpu_lacks() -> None:
+    before = torch.ops.torch_ext._isa()
+    for name in ("sse", "AVX2", "avx1024"):
+        with pytest.raises(RuntimeError, match=f"instruction set that this CPU has .*scalar.*got '{name}'"):
+            with testing.isa(name):
+                pass
+    assert torch.ops.torch_ext._isa() == before
+
+
+def test_bad_questions() -> None:
+    tensors = meta(2, 4, 9), meta(4, 1, 3)
+    for error in (RuntimeError, ValueError):
+        with pytest.raises(error, match="which_kernel: expected one of depthwise_conv1d.*got 'conv'"):
+            which_kernel("conv", *tensors)
+        with pytest.raises(error, match="expected output to be one of forward.*got 'grad_bias'"):
+            which_kernel("depthwise_conv1d", *tensors, output="grad_bias")
+        with pytest.raises(error, match="depthwise_conv2d: expected input of 4 or 3 dimensions"):
+            which_kernel("depthwise_conv2d", meta(2, 4), meta(4, 1, 3, 3))
+    with pytest.raises(RuntimeError, match="depthwise_conv1d: .*Kernel size can't be greater"):
+        which_kernel("depthwise_conv1d", meta(2, 4, 9), meta(4, 1, 11))
+    with pytest.raises(RuntimeError, match="group_conv1d: Given groups=3"):
+        which_kernel("group_conv1d", *tensors, groups=3)
+    with pytest.raises(TypeError):
+        which_kernel("depthwise_conv1d", *tensors, strides=2)
