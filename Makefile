@@ -9,13 +9,13 @@ TORCH := 2.14.1
 OTHER_TORCHES := 2.11.0 2.15.0
 
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
 STAMPS := $(VENV)/.stamps
-PIP := $(BIN)/python -m pip --quiet
+PIP := $(VENV)/bin/python -m pip --quiet
 NATIVE := build/native
 PREFIX := build/prefix
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 CPP_TESTS := $(shell find tests/cpp -name '*.cpp' -o -name '*.h')
@@ -25,42 +25,42 @@ BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 .PHONY: demo test slow format clean lint native consumer pytest install
 
 demo: install
-	$(BIN)/python -m torch_ext.demo
+	python -m torch_ext.demo
 
 # Cheap ones first. Each part fails by itself; the last line is printed only if all have passed.
 test: lint native consumer pytest
 	@echo "make test: PASSED (lint, native, consumer, pytest)"
 
 pytest: install $(STAMPS)/test
-	$(BIN)/pytest -m "not slow"
+	pytest -m "not slow"
 
 lint: $(STAMPS)/test
-	$(BIN)/clang-format --dry-run -Werror $(CPP) $(CPP_TESTS)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	clang-format --dry-run -Werror $(CPP) $(CPP_TESTS)
+	ruff check .
+	ruff format --check .
 
 format: $(STAMPS)/test
-	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	clang-format -i $(CPP) $(CPP_TESTS)
+	ruff check --fix .
+	ruff format .
 
 # GoogleTest: the kernels under sanitizers, and the C++ API; then an installed copy in build/prefix.
 native: $(NATIVE)/build.ninja
-	$(BIN)/cmake --build $(NATIVE) -j $(JOBS)
-	$(BIN)/ctest --test-dir $(NATIVE) --output-on-failure
-	$(BIN)/cmake --install $(NATIVE) --prefix $(PREFIX)
+	cmake --build $(NATIVE) -j $(JOBS)
+	ctest --test-dir $(NATIVE) --output-on-failure
+	cmake --install $(NATIVE) --prefix $(PREFIX)
 
 $(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/debian-test
-	$(BIN)/cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja \
-	  -DPython3_EXECUTABLE=$(BIN)/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined
+	cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined
 	@touch $@
 
 # A C++ program on the copy in build/prefix; `make pytest` builds it once more, on the copy in the Python package.
 consumer: native install
-	TORCH_EXT_PREFIX=$(CURDIR)/$(PREFIX) $(BIN)/pytest tests/test_consumer.py
+	TORCH_EXT_PREFIX=$(CURDIR)/$(PREFIX) pytest tests/test_consumer.py
 
 slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
-	$(BIN)/pytest -m slow
+	pytest -m slow
 	@echo "make slow: PASSED (slow tests; torch $(OTHER_TORCHES))"
 
 # Run outside the source tree, whose torch_ext holds the library for torch $(TORCH).
@@ -81,7 +81,7 @@ clean:
 install: $(STAMPS)/install
 
 $(STAMPS)/install: $(STAMPS)/torch $(CPP) $(BUILD_FILES)
-	PATH="$(BIN):$$PATH" $(PIP) install --no-build-isolation -e ".[demo]"
+	$(PIP) install --no-build-isolation -e ".[demo]"
 	@touch $@
 
 $(STAMPS)/test: pyproject.toml | $(STAMPS)/torch
@@ -89,7 +89,7 @@ $(STAMPS)/test: pyproject.toml | $(STAMPS)/torch
 	@touch $@
 
 $(STAMPS)/torch: | $(STAMPS)/debian
-	test -x $(BIN)/python || python3 -m venv $(VENV)
+	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
 	$(PIP) install --upgrade pip setuptools ninja
 	$(PIP) install torch==$(TORCH) torchvision
 	@touch $@
