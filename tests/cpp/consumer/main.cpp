@@ -16,7 +16,7 @@ at::Tensor load_tensor(const char* path) {
   std::ifstream file(path, std::ios::binary);
   TORCH_CHECK(file, "cannot read ", path);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  return torch::pickle_load(bytes).toTensor();
+  return torch::jit::pickle_load(bytes).toTensor();
 }
 
 double largest_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
