@@ -27,8 +27,8 @@ def fill(template: str, n: int) -> str:
 
 _COMMON = """stride: Step of the kernel in elements: an int, or one per axis. Default: 1.
         padding: Zeros added around the input, in elements: an int; {n} int(s); {n} pair(s) (before, after);
-            ((before, after),) for every axis; or 'valid' (none), 'same' (output size ceil(size / stride), the odd zero goes after),
-            'same_lower' (the odd zero goes before){causal}. Default: 0.
+            ((before, after),) for every axis; or 'valid' (none), 'same' (output size ceil(size / stride), the odd zero
+            goes after), 'same_lower' (the odd zero goes before){causal}. Default: 0.
         dilation: Distance between two kernel elements, in elements: an int, or one per axis. Default: 1."""
 
 _RAISES = """RuntimeError: If a shape, a dtype, a device or a number does not fit; the message has what was
@@ -122,7 +122,7 @@ DEPTHWISE_CONV_TRANSPOSE = """Applies a transposed depthwise {n}-D convolution: 
         torch.Size([2, 4, {nines}])
     """
 
-SEPARABLE_CONV = """Applies a depthwise separable {n}-D convolution: a depthwise one, then a pointwise one over channels.
+SEPARABLE_CONV = """Applies a depthwise separable {n}-D convolution: a depthwise one, then a pointwise one.
 
     Equivalent to ``F.conv{n}d(F.conv{n}d(input, depthwise_weight, None, stride, padding, dilation, groups=C),
     pointwise_weight, bias)``, with more forms of padding. There is no bias and no activation between the two steps, and

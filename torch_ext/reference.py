@@ -1,7 +1,7 @@
 """The oracle: every convolution in plain PyTorch and float64, for any number of dimensions.
 
 One loop over the kernel's taps each; autograd gives their derivatives. Arguments are those of torch_ext.functional, and
-so are the names but for the number of dimensions: the oracle of `depthwise_conv2d` is `depthwise_conv`. Slow on purpose.
+so are the names but for the number of dimensions: `depthwise_conv2d` has its oracle in `depthwise_conv`.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def group_conv(
     dilation: IntN = 1,
     groups: int = 1,
 ) -> Tensor:
-    """output[n, g, o, x] = bias[g, o] + sum over k, c of weight[g, o, c, k] * padded[n, g, c, x * stride + k * dilation]
+    """output[n, g, o, x] = bias[g, o] + sum_kc weight[g, o, c, k] * padded[n, g, c, x * stride + k * dilation]
 
     Args: as `torch_ext.functional.group_conv2d`, with any number of spatial axes. Returns float64.
     """
