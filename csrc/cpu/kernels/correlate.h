@@ -20,6 +20,8 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
+inline constexpr int64_t kTapsPerSum = 128;  // a sum starts from zero again after these, to stay exact
+
 template <class T>
 class Correlate {
   using A = Acc<T>;
@@ -50,7 +52,7 @@ class Correlate {
   struct Columns {
     int64_t count;           // of target columns
     int64_t source, weight;  // where the first tap of the first column lies in packed rows, in elements
-    int64_t taps, stride, step, tap_step;
+    int64_t taps, rows_per_sum, stride, step, tap_step;
   };
 
   void start_block(int64_t block, int64_t n) {
@@ -113,6 +115,7 @@ class Correlate {
       const Phase& p = phases[f];
       Columns& c = columns_[f];
       c.taps = size(clipped[f]);
+      c.rows_per_sum = std::max<int64_t>(1, kTapsPerSum / std::max<int64_t>(1, c.taps));
       c.source = c.taps > 0 ? (p.source(position, clipped[f].begin) - packed.begin) * L : 0;
       c.weight = c.taps > 0 ? (p.tap_first + clipped[f].begin * p.tap_step) * L : 0;
       // A stride or step that is never taken may be as large as it likes.
@@ -168,6 +171,7 @@ class Correlate {
         const int64_t out_stride = sums_stride * plan_.group;
         const RowSum<A> sum{.rows = source_rows_,
                             .row_count = c.taps > 0 ? source_rows : 0,
+                            .rows_per_sum = c.rows_per_sum,
                             .source_offset = c.source + v * ring_.vector_stride(),
                             .source_stride = c.stride,
                             .step = c.step,

@@ -25,6 +25,7 @@ template <class A>
 struct RowSum {
   const SourceRow<A>* rows;
   int64_t row_count;
+  int64_t rows_per_sum;  // sums start from zero again after these many rows: shorter sums are more exact
   int64_t source_offset, source_stride, step;
   int64_t weight_offset, weight_step;
   int64_t taps;
@@ -40,22 +41,30 @@ template <class A, int kColumns, int kStride>
 inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t column) {
   constexpr int64_t L = kLanes<A>;
   const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
-  Vec<A> sum[kColumns];
-  TORCH_EXT_UNROLL
-  for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::load(r.initial + (column + j) * r.initial_stride);
-  for (const SourceRow<A>*row = r.rows, *end = row + r.row_count; row < end; ++row) {
-    const A* source = row->source + r.source_offset + column * stride;
-    const A* weight = row->weight + r.weight_offset;
-    for (int64_t t = r.taps; t > 0; --t) {
-      const Vec<A> w = Vec<A>::load(weight);
-      TORCH_EXT_UNROLL
-      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
-      source += r.step;
-      weight += r.weight_step;
+  const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count;
+  const A* initial = r.initial;
+  int64_t initial_stride = r.initial_stride;
+  do {
+    Vec<A> sum[kColumns];
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::zero();
+    for (const auto* stop = end - row > r.rows_per_sum ? row + r.rows_per_sum : end; row < stop; ++row) {
+      const A* source = row->source + r.source_offset + column * stride;
+      const A* weight = row->weight + r.weight_offset;
+      for (int64_t t = r.taps; t > 0; --t) {
+        const Vec<A> w = Vec<A>::load(weight);
+        TORCH_EXT_UNROLL
+        for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
+        source += r.step;
+        weight += r.weight_step;
+      }
     }
-  }
-  TORCH_EXT_UNROLL
-  for (int j = 0; j < kColumns; ++j) sum[j].store(r.out + (column + j) * r.out_stride);
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kColumns; ++j)
+      (Vec<A>::load(initial + (column + j) * initial_stride) + sum[j]).store(r.out + (column + j) * r.out_stride);
+    initial = r.out;
+    initial_stride = r.out_stride;
+  } while (row < end);
 }
 
 template <class A, int kColumns, int kStride>
@@ -99,7 +108,7 @@ void sum_row(const RowSum<A>& r, int64_t columns) {
 }
 
 // Rows whose sums are added up before they go to a total.
-inline constexpr int64_t kShortSum = 64;
+inline constexpr int64_t kShortSum = 16;
 
 // Moves a sum to a total that is kept with its rounding error, one vector each (Kahan's summation).
 template <class A>

@@ -103,10 +103,10 @@ TEST_P(Depthwise, OneAndThreeDimensions) {
 // Wide rows are cut into tiles, large kernels into blocks of taps that carry their sums in a tile.
 TEST_P(Depthwise, TilesAndBlocks) {
   const auto check_float = [&](const Case& c) {
-    check<float>(table(), c, true);
-    check<float>(table(), c, false);
-    check<double>(table(), c, false);
-    check<BFloat16>(table(), c, false);
+    check<float>(table(), c, Fill::kIntegers);
+    check<float>(table(), c, Fill::kNormal);
+    check<double>(table(), c, Fill::kNormal);
+    check<BFloat16>(table(), c, Fill::kNormal);
   };
   check_float({1, 9, 9, 9, {3, 301}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
   check_float({1, 2, 2, 2, {3, 301}, {3, 5}, {1, 2}, {1, 1, 2, 2}, {1, 3}});
@@ -162,17 +162,35 @@ TEST_P(Depthwise, RandomProblems) {
       c.dilation.push_back(dilation);
       c.padding.insert(c.padding.end(), {before, after});
     }
-    check<float>(table(), c, true);
-    if (i % 4 == 0) check<double>(table(), c, false);
-    if (i % 4 == 1) check<BFloat16>(table(), c, false);
-    if (i % 4 == 2) check<Half>(table(), c, false);
+    check<float>(table(), c, Fill::kIntegers);
+    if (i % 4 == 0) check<double>(table(), c, Fill::kNormal);
+    if (i % 4 == 1) check<BFloat16>(table(), c, Fill::kNormal);
+    if (i % 4 == 2) check<Half>(table(), c, Fill::kNormal);
   }
 }
 
-// Long sums in float32 must stay as exact as short ones.
+// Long sums in float32 must stay as exact as short ones, also where all terms are the same, so that they are all
+// rounded the same way.
 TEST_P(Depthwise, LongSums) {
-  check<float>(table(), {4, 8, 8, 8, {96, 96}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, Layout::kChannelsLast}, false);
-  check<float>(table(), {1, 2, 2, 2, {150000}, {2}, {1}, {0, 0}, {1}}, false);
+  constexpr Fill kConstant = Fill::kConstant;
+  check<float>(table(),
+               {1,
+                1040,
+                1040,
+                1040,
+                {3000, 1},
+                {1, 1},
+                {1, 1},
+                {0, 0, 0, 0},
+                {1, 1},
+                Layout::kChannelsLast,
+                Layout::kChannelsLast},
+               kConstant);
+  check<float>(table(), {1, 8, 8, 8, {33, 33}, {31, 31}, {1, 1}, {15, 15, 15, 15}, {1, 1}}, kConstant);
+  check<float>(table(), {1, 8, 8, 8, {200000}, {3}, {1}, {1, 1}, {1}}, kConstant);
+  check<float>(table(), {4, 8, 8, 8, {96, 96}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, Layout::kChannelsLast},
+               Fill::kNormal);
+  check<float>(table(), {1, 2, 2, 2, {150000}, {2}, {1}, {0, 0}, {1}}, Fill::kNormal);
 }
 
 // Scratch does not grow with the problem.

@@ -45,6 +45,8 @@ T nan_of() {
   else return std::numeric_limits<T>::quiet_NaN();
 }
 
+enum class Fill { kIntegers, kNormal, kConstant };
+
 enum class Layout { kContiguous, kChannelsLast, kSliced, kExpanded };
 
 // A tensor [n, c, d, h, w] in a buffer that ends with its last element, so that AddressSanitizer sees any step beyond.
@@ -87,10 +89,13 @@ struct Tensor {
             for (int64_t w = 0; w < sizes[4]; ++w) visit(n, c, d, h, w);
   }
 
-  void fill(std::mt19937* random, bool integers) {
+  void fill(std::mt19937* random, Fill fill) {
     std::uniform_int_distribution<int> integer(-4, 4);
     std::normal_distribution<double> normal;
-    for_each([&](auto... i) { at(i...) = from_double<T>(integers ? integer(*random) : normal(*random)); });
+    for_each([&](auto... i) {
+      const double x = fill == Fill::kIntegers ? integer(*random) : fill == Fill::kNormal ? normal(*random) : 1.1;
+      at(i...) = from_double<T>(x);
+    });
   }
 };
 
@@ -243,8 +248,8 @@ struct Runner {
 
 // Every pass against the reference, and again in other pieces, which must not change a bit.
 template <class T>
-void check(const cpu::KernelTable& table, const Case& c, bool integers) {
-  SCOPED_TRACE(c.text() + (integers ? ", integers" : ""));
+void check(const cpu::KernelTable& table, const Case& c, Fill fill) {
+  SCOPED_TRACE(detail::text(c.text(), ", fill ", static_cast<int>(fill)));
   const Geometry g = c.geometry();
   std::mt19937 random(static_cast<uint32_t>(g.in[2] * 31 + g.kernel[2] * 7 + g.in_channels));
   const Sizes in{g.batch, g.in_channels, g.in[0], g.in[1], g.in[2]};
@@ -255,7 +260,7 @@ void check(const cpu::KernelTable& table, const Case& c, bool integers) {
   const auto own = [](Layout layout) { return layout == Layout::kExpanded ? Layout::kContiguous : layout; };
   const Layout weight_layout = own(c.output_layout);
   Tensor<T> weight(kernel, weight_layout);
-  for (Tensor<T>* t : {&input, &weight, &grad_output, &bias}) t->fill(&random, integers);
+  for (Tensor<T>* t : {&input, &weight, &grad_output, &bias}) t->fill(&random, fill);
   const T* bias_data = c.bias ? bias.data.get() : nullptr;
   const Expected expected = reference(g, input, weight, bias_data, grad_output);
 
@@ -277,7 +282,7 @@ void check(const cpu::KernelTable& table, const Case& c, bool integers) {
             << "result " << i << " differs in " << pieces << " pieces";
       continue;
     }
-    const bool exact = integers && sizeof(T) >= 4;
+    const bool exact = fill == Fill::kIntegers && sizeof(T) >= 4;
     expect_close(results[0], expected.output, exact, "forward");
     expect_close(results[1], expected.grad_input, exact, "grad_input");
     expect_close(results[2], expected.grad_weight, exact, "grad_weight");
@@ -307,11 +312,11 @@ class KernelTest : public testing::TestWithParam<Isa> {
   const cpu::KernelTable& table() const { return GetParam() == Isa::kAvx2 ? cpu::avx2_table() : cpu::scalar_table(); }
 
   void check_all(const Case& c) const {
-    check<float>(table(), c, true);
-    check<float>(table(), c, false);
-    check<double>(table(), c, false);
-    check<BFloat16>(table(), c, false);
-    check<Half>(table(), c, false);
+    check<float>(table(), c, Fill::kIntegers);
+    check<float>(table(), c, Fill::kNormal);
+    check<double>(table(), c, Fill::kNormal);
+    check<BFloat16>(table(), c, Fill::kNormal);
+    check<Half>(table(), c, Fill::kNormal);
   }
 };
 
