@@ -154,16 +154,22 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
     sizes.push_back(size);
   }
 
+  // In 16 bit a bias is added before rounding, so both steps run in float32.
+  const auto dtype = call.input.scalar_type();
+  const bool widen = has_bias && (dtype == at::kBFloat16 || dtype == at::kHalf);
+  const auto wide = [&](const at::Tensor& tensor) { return widen ? tensor.to(at::kFloat) : tensor; };
+  const auto source = wide(call.input);
   // Only its size and format are used: its memory is never touched.
-  const auto like = empty_in_format_of(call.input, sizes);
-  auto output = std::get<0>(conv_backward(call.input, like, call.weight, call.stride, call.padding, call.dilation,
+  const auto like = empty_in_format_of(source, sizes);
+  auto output = std::get<0>(conv_backward(source, like, wide(call.weight), call.stride, call.padding, call.dilation,
                                           channels, {true, false, false}));
   if (has_unreached) output = at::constant_pad_nd_symint(output, unreached);
   if (has_bias) {
     std::vector<int64_t> per_channel(dims + 1, 1);
     per_channel[0] = -1;
-    output = at::add(output, call.bias->view(per_channel));
+    output = at::add(output, wide(*call.bias).view(per_channel));
   }
+  if (widen) output = output.to(dtype);
   return call.restore(output);
 }
 

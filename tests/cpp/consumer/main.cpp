@@ -25,7 +25,7 @@ void call_function() {
   const at::Tensor input = at::randn({2, 4, 9, 9});
   const at::Tensor weight = at::randn({8, 1, 3, 3});
   const at::Tensor output = torch_ext::depthwise_conv2d(input, weight, {}, 2, "same");
-  const at::Tensor expected = at::conv2d(input, weight, {}, 2, 1, 1, 4);
+  const at::Tensor expected = at::conv2d(input, weight, {}, {2, 2}, {1, 1}, 1, 4);
   TORCH_CHECK(largest_difference(output, expected) < 1e-5, "depthwise_conv2d differs from at::conv2d");
 }
 
