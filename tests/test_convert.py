@@ -1,0 +1,126 @@
+"""convert and revert: which layers change, and what stays."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import torch_ext
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 16, (3, 5), stride=2, padding=(1, 2), groups=8, bias=False),
+        nn.Conv2d(16, 16, 3, groups=4),
+        nn.Conv2d(16, 16, 3, padding="same", dilation=2, groups=16, padding_mode="reflect"),
+    )
+
+
+class Own(nn.Conv2d):
+    pass
+
+
+DEPTHWISE = [1, 3, 5]
+
+
+def kinds(model: nn.Module) -> list[type]:
+    return [type(layer) for layer in model]
+
+
+def test_depthwise_layers_change_and_nothing_else_does() -> None:
+    model, before = network(), network()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    parameters = [id(parameter) for parameter in model.parameters()]
+    assert torch_ext.convert(model) is model
+    for i, (layer, old) in enumerate(zip(model, before)):
+        assert type(layer) is (torch_ext.nn.Conv2d if i in DEPTHWISE else type(old))
+    assert [id(parameter) for parameter in model.parameters()] == parameters
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch_ext.revert(model) is model
+    assert kinds(model) == kinds(before)
+    assert [layer.__dict__.keys() for layer in model] == [layer.__dict__.keys() for layer in before]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_outputs_and_gradients_stay(dtype: torch.dtype, format: torch.memory_format) -> None:
+    model = network().to(dtype).to(memory_format=format)
+    converted = torch_ext.convert(copy.deepcopy(model))
+    results = []
+    for each in (model, converted):
+        input = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(1)).to(dtype)
+        output = each(input.to(memory_format=format).requires_grad_())
+        results.append([output, *torch.autograd.grad(output.square().mean(), list(each.parameters()))])
+    for actual, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+        assert actual.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bit_every_convolution_changes(dtype: torch.dtype) -> None:
+    model = torch_ext.convert(network().to(dtype))
+    assert [type(layer) is torch_ext.nn.Conv2d for layer in model] == [True, True, False, True, True, True]
+
+
+def test_other_types_are_left_alone() -> None:
+    parametrized = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, groups=4))
+    others = [
+        Own(4, 4, 3, groups=4),
+        nn.LazyConv2d(4, 3, groups=4),
+        parametrized,
+        nn.ConvTranspose2d(4, 4, 3, groups=4),
+    ]
+    model = nn.ModuleList(others)
+    before = kinds(model)
+    assert kinds(torch_ext.convert(model)) == before
+
+
+def test_a_copy_on_request() -> None:
+    model = network()
+    converted = torch_ext.convert(model, inplace=False)
+    assert kinds(model) == kinds(network())
+    assert type(converted[1]) is torch_ext.nn.Conv2d
+    assert converted[1].weight is not model[1].weight
+
+
+def test_hooks_stay_and_a_single_layer_will_do() -> None:
+    layer, calls = nn.Conv2d(4, 4, 3, groups=4), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    torch_ext.convert(layer)(torch.randn(1, 4, 5, 5))
+    assert type(layer) is torch_ext.nn.Conv2d
+    assert calls == [1]
+
+
+def test_twice_is_once_and_our_paddings_are_not_reverted() -> None:
+    model = torch_ext.convert(torch_ext.convert(network()))
+    assert [type(model[i]) for i in DEPTHWISE] == [torch_ext.nn.Conv2d] * 3
+    for padding in ("same_lower", ((1, 0), (0, 1))):
+        layer = torch_ext.nn.Conv2d(4, 4, 3, groups=4, padding=padding)
+        assert type(torch_ext.revert(layer)) is torch_ext.nn.Conv2d
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_converted_model_is_copied_pickled_and_scripted() -> None:
+    model, input = torch_ext.convert(network()).eval(), torch.randn(1, 3, 20, 18)
+    expected = model(input)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.jit.script(model)):
+        assert torch.equal(other(input), expected)
+
+
+def test_torchvision_model() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    model, input = models.mobilenet_v2().eval(), torch.randn(1, 3, 64, 64)
+    expected = model(input)
+    convolutions = sum(isinstance(layer, nn.Conv2d) for layer in model.modules())
+    converted = torch_ext.convert(model)
+    ours = sum(type(layer) is torch_ext.nn.Conv2d for layer in converted.modules())
+    assert (convolutions, ours) == (52, 17)
+    torch.testing.assert_close(converted(input), expected, rtol=0, atol=1e-5 * expected.abs().max().item())

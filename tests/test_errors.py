@@ -1,0 +1,167 @@
+# ruff: noqa: B023 (the calls run at once, in the loop that makes them)
+"""Bad input gives an exception that names the op and says what was expected; nothing crashes."""
+
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import torch_ext.testing
+
+ops = torch.ops.torch_ext
+X, W = torch.zeros(1, 4, 6, 6), torch.zeros(4, 1, 3, 3)
+
+
+def core(
+    input: Any = X,
+    weight: Any = W,
+    bias: Any = None,
+    stride: Any = (1, 1),
+    padding: Any = (0,) * 4,
+    dilation: Any = (1, 1),
+    groups: int = 4,
+) -> tuple:
+    return input, weight, bias, list(stride), list(padding), list(dilation), groups
+
+
+CASES = [
+    (dict(stride=(0, 1)), "non-positive stride is not supported"),
+    (dict(stride=(-1, 1)), "non-positive stride is not supported"),
+    (dict(padding=(0, -1, 0, 0)), "negative padding is not supported"),
+    (dict(dilation=(1, 0)), "dilation should be greater than zero"),
+    (dict(groups=0), "non-positive groups is not supported"),
+    (dict(groups=3), "Given groups=3"),
+    (dict(groups=2), "Given groups=2"),
+    (dict(stride=(1,)), r"expected stride to have 2 numbers, but got \[1\]"),
+    (dict(stride=()), r"expected stride to have 2 numbers, but got \[\]"),
+    (dict(padding=(1, 1)), "expected padding to have 4 numbers"),
+    (dict(dilation=(1, 1, 1)), "expected dilation to have 2 numbers"),
+    (dict(dilation=(3, 1)), "Kernel size can't be greater than actual input size"),
+    (dict(dilation=(2**62, 1)), "do not fit in 64 bits"),
+    (dict(padding=(2**63 - 1, 2**63 - 1, 0, 0)), "do not fit in 64 bits"),
+    (dict(padding=(2**61, 2**61, 2**61, 0)), "number of elements does not fit in 64 bits"),
+    (dict(weight=W.double()), "should be the same"),
+    (dict(weight=W.to("meta")), "should be the same"),
+    (dict(bias=torch.zeros(4, dtype=torch.float64)), "should be the same"),
+    (dict(bias=torch.zeros(5)), r"expected bias of size \[4\]"),
+    (dict(bias=torch.zeros(4, 1)), "expected bias of 1 dimension"),
+    (dict(input=X[0]), "same number of dimensions"),
+    (dict(input=X[0, 0]), "expected a batched input"),
+    (dict(input=torch.zeros(())), "expected a batched input"),
+    (dict(weight=W[0, 0]), "weight should have at least three dimensions"),
+    (dict(weight=torch.zeros(4, 1, 0, 3)), "expected kernel sizes of at least 1"),
+    (dict(input=X.long(), weight=W.long()), "expected float32, float64, bfloat16 or float16"),
+    (dict(input=X.cfloat(), weight=W.cfloat()), "expected float32, float64, bfloat16 or float16"),
+    (dict(input=X.to_sparse()), "Sparse"),
+]
+
+
+@pytest.mark.parametrize(
+    ("backward", "change", "message"),
+    [(backward, *case) for backward in (False, True) for case in CASES if not (backward and "bias" in case[0])],
+)
+def test_core_ops(backward: bool, change: dict, message: str) -> None:
+    input, weight, bias, *numbers = core(**change)
+    op = "conv_backward" if backward else "conv"
+    with pytest.raises((RuntimeError, NotImplementedError), match=message) as caught:
+        if backward:
+            ops.conv_backward(torch.zeros(1, 4, 4, 4), input, weight, *numbers, [True] * 3)
+        else:
+            ops.conv(input, weight, bias, *numbers)
+    assert "Sparse" in message or f"{op}: " in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 4, 5), (1, 4, 4), (2, 4, 4, 4), (0,), ()])
+def test_size_of_grad_output(size: tuple[int, ...]) -> None:
+    input, weight, _, *numbers = core()
+    with pytest.raises(RuntimeError, match=r"conv_backward: expected grad_output of the output's size \[1, 4, 4, 4\]"):
+        ops.conv_backward(torch.zeros(size), input, weight, *numbers, [True] * 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: torch_ext.depthwise_conv2d(torch.zeros(1, 32, 9, 9), torch.zeros(64, 2, 3, 3)),
+         r"depthwise_conv2d: expected weight of shape \[C\*M, 1, kh, kw\] with C = 32, but got \[64, 2, 3, 3\]"),
+        (lambda: torch_ext.depthwise_conv1d(torch.zeros(1, 4, 9), torch.zeros(4, 1, 3), padding=(1, 0)),
+         r"depthwise_conv1d: expected padding before and after to be written \(\(1, 0\),\)"),
+        (lambda: torch_ext.depthwise_conv2d(X, W, padding="causal"), "depthwise_conv2d: expected padding"),
+        (lambda: ops.depthwise_conv2d(X, W, None, [1, 1], "causal"), "depthwise_conv2d: expected padding"),
+        (lambda: torch_ext.depthwise_conv2d(X, W, stride=(1, 2, 3)), "depthwise_conv2d: expected stride"),
+        (lambda: ops.depthwise_conv2d(X, W, None, [1, 2, 3]), "depthwise_conv2d: expected stride"),
+        (lambda: ops.depthwise_conv2d(X, W, None, [1], [1, 2, 3]), "depthwise_conv2d: expected padding to have 1, 2 or"),
+        (lambda: torch_ext.group_conv2d(X, W, groups=3), "group_conv2d: Given groups=3"),
+        (lambda: torch_ext.separable_conv2d(X, W, torch.zeros(5, 3, 1, 1)),
+         r"separable_conv2d: expected pointwise_weight of shape \[O, C\*M, 1, ...\] with C\*M = 4"),
+        (lambda: torch_ext.depthwise_conv_transpose2d(X, W, output_padding=1), "output padding must be smaller"),
+        (lambda: torch_ext.depthwise_conv_transpose2d(X, W, padding=9), "expected a positive output size"),
+        (lambda: torch_ext.depthwise_conv_transpose2d(X, W, torch.zeros(5)), r"expected bias of shape \[C\*M\]"),
+        (lambda: torch_ext.which_kernel("conv9d", X, W), "which_kernel: expected one of"),
+        (lambda: torch_ext.testing.isa("mmx").__enter__(), "expected an instruction set"),
+    ],
+)  # fmt: skip
+def test_users_functions(call: Any, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+HOSTILE = [0, -1, 1, 2, 3, 7, 2**31, 2**62, 2**63 - 1, -(2**63)]
+
+
+def hostile_calls(seed: int, count: int) -> int:
+    """Random calls of every op; returns how many raised. Run in a process of its own, which must survive."""
+    random.seed(seed)
+    dtypes = [torch.float32] * 6 + [torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.complex64]
+
+    def tensor() -> Any:
+        if random.random() < 0.03:
+            return None
+        size = [random.choice([0, 1, 2, 3, 4, 5]) for _ in range(random.choice([0, 1, 2, 3, 3, 4, 4, 4, 5, 6, 7]))]
+        made = torch.randn(size).to(random.choice(dtypes))
+        return made.to("meta") if random.random() < 0.03 else made
+
+    def numbers() -> list[int]:
+        pool = HOSTILE if random.random() < 0.4 else [1, 1, 1, 2, 0]
+        return [random.choice(pool) for _ in range(random.choice([0, 1, 1, 2, 2, 3, 4, 4, 6]))]
+
+    def group() -> int:
+        return random.choice(HOSTILE if random.random() < 0.3 else [1, 2, 3, 4])
+
+    raised = 0
+    for _ in range(count):
+        n = random.choice([1, 2, 2, 3])
+        x, w = tensor(), tensor()
+        if random.random() < 0.7 and isinstance(x, torch.Tensor) and x.dim() > 2:
+            size = [x.shape[1] * random.choice([1, 2]), 1, *[random.choice([1, 2, 3])] * (x.dim() - 2)]
+            w = torch.randn(size).to(x.dtype)
+            n = min(x.dim() - 2, 3)
+        b = random.choice([None, None, tensor()])
+        calls = [
+            lambda: ops.conv(x, w, b, numbers(), numbers(), numbers(), group()),
+            lambda: ops.conv_backward(tensor(), x, w, numbers(), numbers(), numbers(), group(), [True] * 3),
+            lambda: getattr(ops, f"depthwise_conv{n}d")(x, w, b, numbers(), numbers(), numbers()),
+            lambda: getattr(ops, f"depthwise_conv{n}d").padding(x, w, b, numbers(), "same", numbers()),
+            lambda: getattr(ops, f"group_conv{n}d")(x, w, b, numbers(), numbers(), numbers(), group()),
+            lambda: getattr(ops, f"separable_conv{n}d")(x, w, tensor(), b, numbers(), numbers(), numbers()),
+            lambda: getattr(ops, f"depthwise_conv_transpose{n}d")(x, w, b, numbers(), numbers(), numbers(), numbers()),
+            lambda: ops._which_kernel("op", x, w, b, numbers(), numbers(), numbers(), group(), "forward"),
+            lambda: ops._same_padding(numbers(), numbers(), numbers(), numbers(), "same"),
+            lambda: ops._has_kernel(w, group()),
+        ]  # fmt: skip
+        try:
+            random.choice(calls)()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, MemoryError):
+            raised += 1
+    return raised
+
+
+def test_no_call_crashes_the_process() -> None:
+    script = f"import sys, resource; sys.path.insert(0, {__file__.rpartition('/')[0]!r})\n"
+    script += "resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # huge allocations fail at once\n"
+    script += "from test_errors import hostile_calls\nprint(hostile_calls(0, 6000))"
+    process = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert 1000 < int(process.stdout) < 6000

@@ -1,0 +1,76 @@
+"""Results do not depend on how many threads take part, and more than one does."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from torch_ext import testing
+
+# batch, channels, multiplier, size, kernel, stride, dilation, padding
+GEOMETRIES = {
+    "few channels, large image": ((1, 3, 1), (150, 170), (5, 5), 1, 1, 2),
+    "many channels": ((2, 72, 1), (14, 14), (3, 3), 1, 1, 1),
+    "stride": ((3, 17, 1), (23, 31), (3, 3), 2, 1, 1),
+    "multiplier and dilation": ((2, 9, 3), (20, 21), (3, 3), 1, 2, 2),
+    "kernel wider than the image": ((2, 40, 1), (7, 7), (13, 13), 1, 1, 6),
+    "one dimension": ((2, 33, 1), (500,), (31,), 1, 1, 15),
+    "three dimensions": ((2, 12, 1), (6, 15, 17), (3, 3, 3), 1, 1, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def passes(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    (batch, channels, multiplier), size, kernel, stride, dilation, padding = GEOMETRIES[name]
+    n = len(size)
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(batch, channels, *size, generator=generator).to(dtype)
+    weight = torch.randn(channels * multiplier, 1, *kernel, generator=generator).to(dtype)
+    bias = torch.randn(channels * multiplier, generator=generator).to(dtype)
+    numbers = [stride] * n, [padding] * (2 * n), [dilation] * n, channels
+    output = torch.ops.torch_ext.conv(input, weight, bias, *numbers)
+    return [output, *torch.ops.torch_ext.conv_backward(output, input, weight, *numbers, [True] * 3)]
+
+
+# 'avx512' hands some calls to PyTorch, which does not promise this.
+@pytest.mark.parametrize("isa", [isa for isa in testing.isas() if isa != "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_bit_equal_for_any_number_of_threads(name: str, dtype: torch.dtype, isa: str) -> None:
+    with testing.isa(isa):
+        torch.set_num_threads(1)
+        expected = passes(name, dtype)
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            for actual, result in zip(passes(name, dtype), expected):
+                assert torch.equal(actual, result)
+
+
+def cpu_time_of_threads() -> dict[str, int]:
+    """Clock ticks that each thread of this process has run."""
+    ticks = {}
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        ticks[task] = int(fields[11]) + int(fields[12])
+    return ticks
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: nothing can run in parallel")
+def test_kernels_run_on_two_threads() -> None:
+    """Without -fopenmp at build time at::parallel_for is serial, and nothing else would tell."""
+    torch.set_num_threads(2)
+    input, weight = torch.randn(8, 64, 56, 56), torch.randn(64, 1, 7, 7)
+    before = cpu_time_of_threads()
+    for _ in range(100):
+        torch.ops.torch_ext.conv(input, weight, None, [1, 1], [3] * 4, [1, 1], 64)
+    worked = [ticks - before.get(task, 0) for task, ticks in cpu_time_of_threads().items()]
+    busy = sorted(worked)[-2:]
+    assert busy[0] > 0.3 * busy[1], worked
