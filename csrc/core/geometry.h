@@ -54,11 +54,15 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-// a * b and a + b; false if the result does not fit in 64 bits. A symbolic size cannot be checked and is not.
+// a * b and a + b; false if the result does not fit in 64 bits. A symbolic size cannot be checked and is not. `result`
+// may be one of the operands.
 template <class Int>
 bool multiply(const Int& a, const Int& b, Int* result) {
   if constexpr (std::same_as<Int, int64_t>) {
-    return !__builtin_mul_overflow(a, b, result);
+    int64_t product;
+    const bool fits = !__builtin_mul_overflow(a, b, &product);
+    *result = product;
+    return fits;
   } else {
     int64_t product;
     const auto x = a.maybe_as_int(), y = b.maybe_as_int();
@@ -71,7 +75,10 @@ bool multiply(const Int& a, const Int& b, Int* result) {
 template <class Int>
 bool add(const Int& a, const Int& b, Int* result) {
   if constexpr (std::same_as<Int, int64_t>) {
-    return !__builtin_add_overflow(a, b, result);
+    int64_t sum;
+    const bool fits = !__builtin_add_overflow(a, b, &sum);
+    *result = sum;
+    return fits;
   } else {
     int64_t sum;
     const auto x = a.maybe_as_int(), y = b.maybe_as_int();
