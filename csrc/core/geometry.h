@@ -55,7 +55,7 @@ std::string text(const Parts&... parts) {
 }
 
 // a * b and a + b; false if the result does not fit in 64 bits. A symbolic size cannot be checked and is not. `result`
-// may be one of the operands.
+// may be one of the operands: GCC 12's builtins read operands again after they have stored, hence the local.
 template <class Int>
 bool multiply(const Int& a, const Int& b, Int* result) {
   if constexpr (std::same_as<Int, int64_t>) {
