@@ -7,6 +7,7 @@ Python 3, and the folder torch_ext/ is also a CMake prefix for C++ programs.
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'"(.+)"', (ROOT / "torch_ext/_version.py").read_text())[1]
 TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
 
+# This environment's ninja, activated or not: another version would not trust the log and compile everything again.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
 
 

@@ -1,6 +1,7 @@
 """The loader says what is wrong and what to do; the library alone is enough for torch; `python -m torch_ext info`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch_ext
 from torch_ext import _loader
 
 
-def python(*arguments: str, cwd: Path) -> str:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, check=True, text=True, stdout=subprocess.PIPE).stdout
+def python(*arguments: str, cwd: Path, **env: str) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, check=True, text=True, stdout=subprocess.PIPE).stdout
 
 
 def test_missing_library(tmp_path: Path) -> None:
@@ -62,10 +64,11 @@ def test_versions_agree() -> None:
 
 
 def test_info(tmp_path: Path) -> None:
-    rows = dict(line.split(":", 1) for line in python("-m", "torch_ext", "info", cwd=tmp_path).splitlines())
+    text = python("-m", "torch_ext", "info", cwd=tmp_path, TORCH_EXT_ISA="scalar")
+    rows = dict(line.split(":", 1) for line in text.splitlines())
     assert rows["torch_ext"].strip() == torch_ext.__version__
     assert rows["torch"].split()[0] == torch.__version__
-    assert rows["instruction set"].split()[0] == torch.ops.torch_ext._isa()
+    assert rows["instruction set"].split()[0] == "scalar"
     assert int(rows["threads"]) >= 1
     assert rows["OpenMP"].strip().startswith("yes")
     assert rows["CUDA"].strip().startswith(("yes", "no"))
