@@ -66,9 +66,9 @@ slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
 # Run outside the source tree, whose torch_ext holds the library for torch $(TORCH).
 build/torch-%/passed: $(CPP) $(BUILD_FILES) $(shell find torch_ext tests -name '*.py') | $(STAMPS)/debian
 	test -x $(@D)/bin/python || python3 -m venv $(@D)
-	$(@D)/bin/python -m pip --quiet install --upgrade pip setuptools ninja
-	$(@D)/bin/python -m pip --quiet install torch==$* torchvision numpy --group test
-	$(@D)/bin/python -m pip --quiet install --no-build-isolation --no-deps .
+	$(@D)/bin/python -m pip --quiet install --upgrade pip setuptools
+	$(@D)/bin/python -m pip --quiet install torch==$* --group test
+	$(@D)/bin/python -m pip --quiet install --no-build-isolation ".[demo]"
 	cd $(@D) && PATH="$(CURDIR)/$(@D)/bin:$$PATH" bin/pytest -c $(CURDIR)/pyproject.toml -m "not slow" $(CURDIR)/tests
 	touch $@
 
