@@ -114,6 +114,23 @@ def test_converted_model_is_copied_pickled_and_scripted() -> None:
         assert torch.equal(other(input), expected)
 
 
+def test_converted_model_is_traced_by_fx() -> None:
+    """torch.fx takes torch's layers as they are, but looks into ours."""
+    model, input = torch_ext.convert(network()).eval(), torch.randn(1, 3, 20, 18)
+    last = torch_ext.nn.SeparableConv2d(16, 4, 3, padding="same")
+    traced = torch.fx.symbolic_trace(nn.Sequential(model, last))
+    assert any("group_conv2d" in str(node.target) for node in traced.graph.nodes)
+    assert torch.equal(traced(input), last(model(input)))
+
+
+def test_padding_may_be_changed_afterwards() -> None:
+    """As model builders do with torch's layers."""
+    layer, input = torch_ext.convert(nn.Conv2d(4, 4, 3, groups=4)), torch.randn(1, 4, 5, 5)
+    layer.padding, layer.stride = (1, 2), (2, 1)
+    expected = nn.functional.conv2d(input, layer.weight, layer.bias, (2, 1), (1, 2), groups=4)
+    torch.testing.assert_close(layer(input), expected)
+
+
 def test_torchvision_model() -> None:
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     torch.manual_seed(0)

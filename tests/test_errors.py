@@ -108,6 +108,37 @@ def test_users_functions(call: Any, message: str) -> None:
         call()
 
 
+WEIGHTS = {"depthwise_conv": (W,), "group_conv": (X[:, :, :3, :3],), "separable_conv": (W, X[:, :, :1, :1])}
+WEIGHTS |= {"depthwise_conv_transpose": (W,)}
+
+
+@pytest.mark.parametrize("family", WEIGHTS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": 0}, "non-positive stride is not supported"),
+        ({"stride": (1, -1)}, "non-positive stride is not supported"),
+        ({"padding": -1}, "negative padding is not supported"),
+        ({"padding": ((0, 0), (0, -1))}, "negative padding is not supported"),
+        ({"dilation": (0, 1)}, "dilation should be greater than zero"),
+        ({"dilation": 2**62}, "fits? in 64 bits"),
+        ({"padding": 1.5}, "expected padding"),
+        ({"padding": []}, "expected padding"),
+        ({"stride": []}, "expected stride"),
+        ({"dilation": [1, 1, 1]}, "expected dilation"),
+        ({"input": X[0, 0]}, "expected input of 4 or 3 dimensions"),
+        ({"input": X.double()}, "should be the same"),
+        ({"input": X.to("meta")}, "should be the same"),
+        ({"bias": torch.zeros(7)}, "expected bias of"),
+    ],
+)
+def test_every_composite(family: str, change: dict, message: str) -> None:
+    op, arguments = f"{family}2d", dict(change)
+    with pytest.raises(RuntimeError, match=message) as caught:
+        getattr(torch_ext, op)(arguments.pop("input", X), *WEIGHTS[family], **arguments)
+    assert str(caught.value).startswith(f"{op}: ")
+
+
 HOSTILE = [0, -1, 1, 2, 3, 7, 2**31, 2**62, 2**63 - 1, -(2**63)]
 
 

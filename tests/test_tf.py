@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_ext import tf
+from torch_ext import functional, tf
 
 
 def loop_nest(input: Tensor, filter: Tensor, stride: int, sides: tuple[int, int], dilation: int) -> Tensor:
@@ -49,6 +49,19 @@ def test_dilations_and_rate(rate: dict) -> None:
     input, filter = integers(2, 9, 8, 3), integers(3, 3, 3, 2)
     output = tf.depthwise_conv2d(input, filter, [1, 1, 1, 1], "SAME", **rate)
     assert torch.equal(output.double(), loop_nest(input, filter, 1, (2, 2), 2))
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv2d", "separable_conv2d", "group_conv2d"])
+def test_nhwc_reaches_the_op_as_a_view(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, function = [], getattr(functional, name)
+    monkeypatch.setattr(functional, name, lambda input, *rest: seen.append(input) or function(input, *rest))
+    input, filter = integers(2, 9, 8, 3), integers(3, 3, 3, 2)
+    if name == "separable_conv2d":
+        tf.separable_conv2d(input, filter, integers(1, 1, 6, 5), [1, 2, 2, 1], "SAME")
+    else:
+        getattr(tf, name.replace("group_", ""))(input, filter, [1, 2, 2, 1], "SAME")
+    assert seen[0].data_ptr() == input.data_ptr()
+    assert (seen[0].shape, seen[0].stride()) == ((2, 3, 9, 8), (9 * 8 * 3, 1, 8 * 3, 3))
 
 
 def test_nhwc_is_a_view_and_nchw_agrees() -> None:

@@ -7,6 +7,7 @@ forward has nothing to work out, and TorchScript sees plain constants; a layer m
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
@@ -18,6 +19,9 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 def is_served(input: Tensor) -> bool:
     """Whether our ops take this input; what they do not take (complex, integers, other devices) goes to torch."""
+    if not torch.jit.is_scripting():
+        if isinstance(input, torch.fx.Proxy):
+            return True  # torch.fx traces one way: ours
     return (
         input.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         and input.device.type in ("cpu", "cuda", "meta")
@@ -67,7 +71,7 @@ class Base(_ConvNd):
         )
         self.padding = sides if isinstance(sides, str) else tuple(sides)
         if not isinstance(sides, str):
-            self._reversed_padding_repeated_twice = _last_axis_first(both_sides(sides, n))
+            self._reversed_padding_repeated_twice = _last_axis_first(both_sides(sides, n), n)
 
     def _padded(self, input: Tensor) -> Tensor:
         """The input with its padding written out."""
@@ -76,7 +80,7 @@ class Base(_ConvNd):
             sides = torch.ops.torch_ext._same_padding(
                 spatial, self.kernel_size, self.stride, self.dilation, self.padding
             )
-            widths = _last_axis_first(sides)
+            widths = _last_axis_first(sides, len(self.kernel_size))
         else:
             widths = self._reversed_padding_repeated_twice
         return F.pad(input, widths, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
@@ -89,10 +93,10 @@ class Base(_ConvNd):
         return text.replace(f"padding={self.padding}", f"padding={pairs}")
 
 
-def _last_axis_first(sides: list[int]) -> list[int]:
+def _last_axis_first(sides: list[int], n: int) -> list[int]:
     """2n numbers in the order of torch.nn.functional.pad."""
     result: list[int] = []
-    for axis in range(len(sides) // 2 - 1, -1, -1):
+    for axis in range(n - 1, -1, -1):
         result.append(sides[2 * axis])
         result.append(sides[2 * axis + 1])
     return result
