@@ -65,7 +65,7 @@ slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
 
 # Run outside the source tree, whose torch_ext holds the library for torch $(TORCH).
 build/torch-%/passed: $(CPP) $(BUILD_FILES) $(shell find torch_ext tests -name '*.py') | $(STAMPS)/debian
-	test -x $(@D)/bin/python || python3 -m venv $(@D)
+	test -x $(@D)/bin/pip || python3 -m venv $(@D)
 	$(@D)/bin/python -m pip --quiet install --upgrade pip setuptools
 	$(@D)/bin/python -m pip --quiet install torch==$* --group test
 	$(@D)/bin/python -m pip --quiet install --no-build-isolation ".[demo]"
@@ -89,7 +89,7 @@ $(STAMPS)/test: pyproject.toml | $(STAMPS)/torch
 	@touch $@
 
 $(STAMPS)/torch: | $(STAMPS)/debian
-	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	test -x $(VENV)/bin/pip || python3 -m venv $(VENV)
 	$(PIP) install --upgrade pip setuptools ninja
 	$(PIP) install torch==$(TORCH) torchvision
 	@touch $@

@@ -177,3 +177,10 @@ def test_bad_questions() -> None:
         which_kernel("group_conv1d", *tensors, groups=3)
     with pytest.raises(TypeError):
         which_kernel("depthwise_conv1d", *tensors, strides=2)
+
+
+def test_autocast_counts() -> None:
+    input, weight = torch.empty(1, 8, 9, 9), torch.empty(4, 4, 3, 3)
+    assert which_kernel("group_conv2d", input, weight, groups=2) == "aten::convolution"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert which_kernel("group_conv2d", input, weight, groups=2) == "aten::convolution in float32"

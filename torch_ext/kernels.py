@@ -62,7 +62,15 @@ def core_arguments(op: str, call: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _conv(op: str, call: dict[str, Any], output: str) -> str:
-    return torch.ops.torch_ext._which_kernel(op, *core_arguments(op, call), output)
+    input, weight, bias, *numbers = core_arguments(op, call)
+    return torch.ops.torch_ext._which_kernel(op, *(_autocast(t) for t in (input, weight, bias)), *numbers, output)
+
+
+def _autocast(tensor: Tensor | None) -> Tensor | None:
+    """A tensor like the one that is computed with where autocast is on."""
+    if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled("cpu"):
+        return tensor
+    return torch.empty_like(tensor, dtype=torch.get_autocast_dtype("cpu"), device="meta")
 
 
 def _separable(op: str, call: dict[str, Any], output: str) -> str:

@@ -95,13 +95,17 @@ Int at_least_zero(const Int& a) {
   else return a.max(Int(0));
 }
 
-// The number of elements of a tensor of these sizes; false if it does not fit.
+// No tensor is larger than this; what kernels compute from sizes (packed weights, slices of sums) then fits in 64 bits.
+constexpr int64_t kMaxElements = int64_t(1) << 50;
+
+// Whether a tensor of these sizes has at most kMaxElements. Symbolic sizes cannot be checked and are not.
 template <class Int>
-bool count(std::span<const Int> sizes, Int* result) {
-  *result = 1;
+bool is_possible(std::span<const Int> sizes) {
+  Int elements = 1;
   for (const Int& size : sizes)
-    if (!multiply<Int>(*result, size, result)) return false;
-  return true;
+    if (!multiply<Int>(elements, size, &elements)) return false;
+  if constexpr (std::same_as<Int, int64_t>) return elements <= kMaxElements;
+  else return elements.is_symbolic() || elements <= kMaxElements;
 }
 
 }  // namespace detail
@@ -207,20 +211,24 @@ std::string make_geometry(const ConvArguments<Int>& a, ConvGeometry<Int>* geomet
                    " (dilated). Kernel size can't be greater than actual input size");
   }
   const Int output[] = {g.batch, g.out_channels, g.out[0], g.out[1], g.out[2]};
-  Int elements;
-  if (!count<Int>(output, &elements) || !count<Int>(a.input, &elements) || !count<Int>(a.weight, &elements))
-    return error("number of elements does not fit in 64 bits: input ", list(a.input), ", weight ", list(a.weight),
-                 ", output ", list<Int>(output));
+  if (!is_possible<Int>(output) || !is_possible<Int>(a.input) || !is_possible<Int>(a.weight))
+    return error("expected tensors of at most 2^50 elements, but got input ", list(a.input), ", weight ",
+                 list(a.weight), ", output ", list<Int>(output));
   return "";
 }
 
-// Padding of "same" along one axis: out = ceil(in / stride), the odd one goes after.
+// Padding of "same" along one axis: out = ceil(in / stride), the odd one goes after. Sizes, stride and dilation are at
+// least 1. False when it does not fit in Int.
 template <class Int>
-void same_padding(const Int& in, const Int& kernel, const Int& stride, const Int& dilation, Int* before, Int* after) {
+bool same_padding(const Int& in, const Int& kernel, const Int& stride, const Int& dilation, Int* before, Int* after) {
   const Int out = (in - 1) / stride + 1;
-  const Int total = detail::at_least_zero<Int>((out - 1) * stride + (kernel - 1) * dilation + 1 - in);
+  Int extent;
+  if (!detail::multiply<Int>(kernel - 1, dilation, &extent)) return false;
+  const Int covered = in - (out - 1) * stride;  // 1 to stride
+  const Int total = detail::at_least_zero<Int>(extent - (covered - 1));
   *before = total / 2;
   *after = total - *before;
+  return true;
 }
 
 // Depthwise: every group has one input channel (then out_channels / groups is the channel multiplier) or one output

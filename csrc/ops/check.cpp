@@ -108,13 +108,15 @@ template ConvGeometry<c10::SymInt> check_conv_backward(const char*, const at::Te
                                                        const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
                                                        c10::SymIntArrayRef, const c10::SymInt&);
 
+bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight) {
+  return has_adjacent_channels(input) || is_channels_last(input) || is_channels_last(weight);
+}
+
 template <class Int>
 at::Tensor empty_output(const at::Tensor& input, const at::Tensor& weight, const ConvGeometry<Int>& g) {
   c10::SmallVector<c10::SymInt, 5> sizes{g.batch, g.out_channels};
   for (int axis = 3 - g.dims; axis < 3; ++axis) sizes.push_back(g.out[axis]);
-  const bool channels_last =
-      g.dims == 1 ? has_adjacent_channels(input) : is_channels_last(input) || is_channels_last(weight);
-  return empty(sizes, input.options(), channels_last);
+  return empty(sizes, input.options(), wants_channels_last(input, weight));
 }
 
 template at::Tensor empty_output(const at::Tensor&, const at::Tensor&, const ConvGeometry<int64_t>&);

@@ -29,6 +29,9 @@ ConvGeometry<Int> check_conv_backward(const char* op, const at::Tensor& grad_out
 template <class Int>
 at::Tensor empty_output(const at::Tensor& input, const at::Tensor& weight, const ConvGeometry<Int>& geometry);
 
+// Whether that output is channels_last.
+bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight);
+
 // An uninitialised tensor of these sizes in the memory format of `tensor`: what gradients are.
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes);
 

@@ -47,16 +47,21 @@ Call normalise(const char* family, int dims, const at::Tensor& input, const at::
 }
 
 // Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
-// every tool sees PyTorch's own op. In 16 bit on a CPU the core op decides, for it knows the instruction set.
-bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input) {
+// every tool sees PyTorch's own op. In 16 bit on a CPU the core op decides, for it knows the instruction set; it also
+// takes what PyTorch gives in another memory format (1-D, 3-D in float64) or size (no channels) than promised.
+bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
   if (is_depthwise(g)) return false;
-  return input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble || input.is_cuda();
+  if (input.is_cuda()) return true;
+  const auto dtype = input.scalar_type();
+  if ((dtype != at::kFloat && dtype != at::kDouble) || g.in_channels == 0) return false;
+  const bool loses_format = g.dims == 1 || (g.dims == 3 && dtype == at::kDouble);
+  return !(loses_format && wants_channels_last(input, weight));
 }
 
 at::Tensor run(const Call& call, const c10::SymInt& groups) {
   const auto g = check_conv<c10::SymInt>(call.op.c_str(), call.input, call.weight, call.bias, call.stride, call.padding,
                                          call.dilation, groups);
-  const auto function = belongs_to_pytorch(g, call.input) ? aten_conv : conv;
+  const auto function = belongs_to_pytorch(g, call.input, call.weight) ? aten_conv : conv;
   return call.restore(function(call.input, call.weight, call.bias, call.stride, call.padding, call.dilation, groups));
 }
 

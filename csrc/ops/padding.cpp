@@ -43,8 +43,12 @@ SymInts resolve_padding(const char* op, const Padding& padding, c10::SymIntArray
   SymInts result;
   for (size_t axis = 0; axis < n; ++axis) {
     TORCH_CHECK(stride[axis] > 0, op, ": non-positive stride is not supported, but got stride ", stride);
+    TORCH_CHECK(dilation[axis] > 0, op, ": dilation should be greater than zero, but got dilation ", dilation);
+    TORCH_CHECK(size[axis] > 0 && kernel[axis] > 0, op, ": expected input and kernel sizes of at least 1 for padding '",
+                mode, "', but got ", size, " and ", kernel);
     c10::SymInt before, after;
-    same_padding(size[axis], kernel[axis], stride[axis], dilation[axis], &before, &after);
+    TORCH_CHECK(same_padding(size[axis], kernel[axis], stride[axis], dilation[axis], &before, &after), op,
+                ": sizes do not fit in 64 bits: kernel ", kernel, ", dilation ", dilation);
     if (causal) before = (kernel[axis] - 1) * dilation[axis], after = 0;
     if (lower) std::swap(before, after);
     result.push_back(before);

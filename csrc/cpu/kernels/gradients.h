@@ -214,9 +214,9 @@ template <class T>
 void add_grad_bias(const ConvGeometry<int64_t>& g, const Acc<T>* partial_sums, T* grad_bias) {
   const GradBiasPlan p = plan_grad_bias<Acc<T>>(g);
   for (int64_t c = 0; c < p.channels.channels; ++c) {
-    Acc<T> sum = 0;
+    double sum = 0;  // slices of opposite signs may cancel
     for (int64_t slice = 0; slice < p.parts.count(); ++slice) sum += partial_sums[slice * p.slice_size() + c];
-    narrow(sum, grad_bias + c);
+    narrow(static_cast<Acc<T>>(sum), grad_bias + c);
   }
 }
 

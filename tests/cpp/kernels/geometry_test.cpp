@@ -85,7 +85,9 @@ TEST(Geometry, SizesThatDoNotFit) {
   expect_error({.padding = {kHuge, 1, 0, 0}}, "sizes do not fit in 64 bits");
   expect_error({.padding = {1, kHuge, 0, 0}}, "sizes do not fit in 64 bits");
   expect_error({.dilation = {kHuge, 1}}, "sizes do not fit in 64 bits");
-  expect_error({.padding = {kHuge / 2, kHuge / 4, kHuge / 4, 0}}, "number of elements does not fit in 64 bits");
+  expect_error({.padding = {kHuge / 2, kHuge / 4, kHuge / 4, 0}}, "at most 2^50 elements");
+  for (const int64_t k : {int64_t(1) << 51, int64_t(1) << 60, (int64_t(1) << 61) + 8})
+    expect_error({.weight = {8, 1, k, 5}, .padding = {k, 0, 0, 0}}, "at most 2^50 elements");
 }
 
 TEST(Geometry, NumbersAtTheEdge) {
