@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,3 +142,77 @@ def test_torchvision_model() -> None:
     ours = sum(type(layer) is torch_ext.nn.Conv2d for layer in converted.modules())
     assert (convolutions, ours) == (52, 17)
     torch.testing.assert_close(converted(input), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_gradients_of_a_torchvision_model() -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    model, input = models.mobilenet_v2().eval().double(), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    converted = torch_ext.convert(model, inplace=False)
+    pairs = []
+    for each in (model, converted):
+        own = input.clone().requires_grad_()
+        pairs.append(torch.autograd.grad(each(own).square().sum(), [own, *each.parameters()]))
+    for theirs, ours in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * theirs.abs().max().item())
+    reverted = torch_ext.revert(converted)
+    assert [type(layer) for layer in reverted.modules()] == [type(layer) for layer in model.modules()]
+    assert torch.equal(reverted(input), model(input))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_every_dimension(n: int) -> None:
+    make, input = getattr(nn, f"Conv{n}d"), torch.randn(2, 4, *(7,) * n)
+    for kwargs in ({"padding": 1, "stride": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}):
+        layer = make(4, 8, 3, groups=4, **kwargs)
+        expected = layer(input)
+        assert type(torch_ext.convert(layer)) is getattr(torch_ext.nn, f"Conv{n}d")
+        torch.testing.assert_close(layer(input), expected, rtol=1e-5, atol=1e-5)
+        assert type(torch_ext.revert(layer)) is make
+        assert torch.equal(layer(input), expected)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("padding", [1, (2, 1), "same", "valid"], ids=str)
+def test_layers_made_ours_are_reverted(padding: str | int | tuple[int, int], mode: str) -> None:
+    """torch's forward reads an attribute that its own constructor works out."""
+    layer, input = torch_ext.nn.Conv2d(4, 4, (3, 4), 1, padding, 2, 4, padding_mode=mode), torch.randn(1, 4, 9, 11)
+    expected = layer(input)
+    assert type(torch_ext.revert(layer)) is nn.Conv2d
+    torch.testing.assert_close(layer(input), expected, rtol=1e-5, atol=1e-5)
+    fresh = nn.Conv2d(4, 4, (3, 4), 1, padding, 2, 4, padding_mode=mode)
+    assert list(layer._reversed_padding_repeated_twice) == list(fresh._reversed_padding_repeated_twice)
+
+
+def test_dtypes_that_we_do_not_serve_are_left_alone() -> None:
+    assert type(torch_ext.convert(nn.Conv2d(4, 4, 3, groups=4, dtype=torch.complex64))) is nn.Conv2d
+
+
+def test_lazy_layer_is_converted_once_it_has_weights() -> None:
+    model = torch_ext.convert(nn.Sequential(nn.LazyConv2d(4, 3, groups=4)))
+    model(torch.randn(1, 4, 5, 5))
+    assert type(model[0]) is nn.Conv2d
+    assert type(torch_ext.convert(model)[0]) is torch_ext.nn.Conv2d
+
+
+def test_every_kind_of_hook_stays() -> None:
+    layer, calls = nn.Conv2d(4, 4, 3, groups=4), []
+    layer.register_forward_pre_hook(lambda *_: calls.append("before"))
+    layer.register_forward_hook(lambda *_: calls.append("after"))
+    layer.register_full_backward_hook(lambda *_: calls.append("backward"))
+    layer.weight.register_hook(lambda _: calls.append("weight"))
+    torch_ext.convert(layer)(torch.randn(1, 4, 5, 5, requires_grad=True)).sum().backward()
+    assert sorted(calls) == ["after", "backward", "before", "weight"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_converted_layer_is_scripted_saved_and_loaded(n: int, mode: str, tmp_path: Path) -> None:
+    """torch keeps its padding in other types than our constructors do."""
+    input = torch.randn(2, 4, *(7,) * n)
+    for padding in (1, (2, 1, 0)[:n], "same", "valid"):
+        layer = torch_ext.convert(getattr(nn, f"Conv{n}d")(4, 4, 3, padding=padding, groups=4, padding_mode=mode))
+        assert type(layer) is getattr(torch_ext.nn, f"Conv{n}d")
+        torch.jit.script(layer).save(tmp_path / "layer.pt")
+        assert torch.equal(torch.jit.load(tmp_path / "layer.pt")(input), layer(input))

@@ -54,6 +54,11 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns:
         The model.
+
+    Example:
+        >>> import torch, torch_ext
+        >>> type(torch_ext.revert(torch_ext.convert(torch.nn.Conv2d(4, 4, 3, groups=4))))
+        <class 'torch.nn.modules.conv.Conv2d'>
     """
     for layer in model.modules():
         torchs = _TORCHS.get(type(layer))

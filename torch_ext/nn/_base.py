@@ -70,6 +70,10 @@ class Base(_ConvNd):
             in_channels, out_channels, kernel_size, stride, 0, dilation, groups, bias, padding_mode, device, dtype
         )
         self.padding = sides if isinstance(sides, str) else tuple(sides)
+        # What torch's own forward reads, should `revert` make this layer torch's ('same': of stride 1 there).
+        if sides == "same":
+            totals = [d * (k - 1) for k, d in zip(kernel_size, dilation)]
+            sides = [side for total in totals for side in (total // 2, total - total // 2)]
         if not isinstance(sides, str):
             self._reversed_padding_repeated_twice = _last_axis_first(both_sides(sides, n), n)
 
