@@ -26,6 +26,10 @@ _DOC = """A depthwise {n}-D convolution: every input channel has depth_multiplie
     Raises:
         ValueError: If an argument does not fit; the message has what was expected and what came.
 
+    Shape:
+        input [N, C, {sizes}] or [C, {sizes}], output [N, C * M, {out}] or [C * M, {out}], weight [C * M, 1, {k}], bias
+        [C * M].
+
     Example:
         >>> import torch, torch_ext
         >>> torch_ext.nn.DepthwiseConv{n}d(4, 3, padding=1, depth_multiplier=2)(torch.randn(2, 4, {eights})).shape

@@ -32,12 +32,24 @@ _forced = ""  # the instruction set that `isa` chose; '' is the library's own ch
 
 
 def devices() -> list[str]:
-    """The devices that this build has kernels for and this machine has."""
+    """The devices that this build has kernels for and this machine has.
+
+    Example:
+        >>> from torch_ext import testing
+        >>> testing.devices()[0]
+        'cpu'
+    """
     return ["cpu", "cuda"] if _build_info()["cuda"] and torch.cuda.is_available() else ["cpu"]
 
 
 def isas() -> list[str]:
-    """The instruction sets that this CPU can run: 'scalar', perhaps 'avx2'."""
+    """The instruction sets that this CPU can run: 'scalar', perhaps 'avx2'.
+
+    Example:
+        >>> from torch_ext import testing
+        >>> testing.isas()[0]
+        'scalar'
+    """
     return _build_info()["isa_supported"]
 
 
@@ -67,6 +79,12 @@ def tolerances(dtype: torch.dtype, expected: Tensor) -> Tensor:
 
     float32: 3e-6 * max|y|; float64: 1e-13 * max|y|; 16 bit: u * |y| + 3e-6 * max|y|, u being half a unit in the last
     place (float16: and half the smallest subnormal).
+
+    Example:
+        >>> import torch
+        >>> from torch_ext import testing
+        >>> testing.tolerances(torch.float64, torch.tensor([1.0, -10.0])).tolist()
+        [1e-12, 1e-12]
     """
     magnitude = expected.double().abs()
     largest = magnitude.max() if magnitude.numel() else magnitude.new_zeros(())
@@ -75,7 +93,13 @@ def tolerances(dtype: torch.dtype, expected: Tensor) -> Tensor:
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Asserts that `actual` has the size of `expected` (float64) and lies within the tolerances of its own dtype."""
+    """Asserts that `actual` has the size of `expected` (float64) and lies within the tolerances of its own dtype.
+
+    Example:
+        >>> import torch
+        >>> from torch_ext import testing
+        >>> testing.assert_close(torch.ones(2), torch.ones(2, dtype=torch.float64))
+    """
     assert actual.shape == expected.shape, f"expected size {list(expected.shape)}, but got {list(actual.shape)}"
     excess = (actual.double() - expected).abs() - tolerances(actual.dtype, expected)
     assert not (excess > 0).any() and not excess.isnan().any(), (
