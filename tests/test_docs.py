@@ -53,7 +53,7 @@ def parts(name: str) -> list[str]:
     if name.startswith("functional."):
         return ["Args", "Returns", "Raises", "Example"]
     if name.startswith("torch_ext.nn."):
-        return ["Args", "Example"] + (["Shape"] if "Separable" not in name else [])
+        return ["Args", "Raises", "Shape", "Example"]
     if name.startswith("torch_ext.tf."):
         return ["Args", "Returns", "Raises", "Example"]
     return ["Example"] if name.startswith("testing.") else ["Args", "Returns", "Example"]

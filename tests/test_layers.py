@@ -416,18 +416,24 @@ def test_constructor_errors(kwargs: dict[str, Any], words: list[str]) -> None:
     [
         (lambda: torch_ext.nn.Conv2d(5, 6, 3, groups=2), ["Conv2d", "in_channels must be divisible by groups", "5"]),
         (lambda: torch_ext.nn.Conv2d(4, 5, 3, groups=2), ["Conv2d", "out_channels must be divisible by groups", "5"]),
-        (lambda: torch_ext.nn.Conv2d(4, 6, 3, groups=0), ["Conv2d", "groups", "positive", "0"]),
+        (lambda: torch_ext.nn.Conv2d(4, 6, 3, groups=0), ["Conv2d", "groups", "at least 1", "0"]),
+        (lambda: torch_ext.nn.Conv2d(4, 6, 3, groups=2.0), ["Conv2d", "groups", "an int", "2.0"]),
+        (lambda: torch_ext.nn.Conv2d("4", 6, 3), ["Conv2d", "in_channels", "an int", "'4'"]),
         (lambda: torch_ext.nn.Conv1d(-4, 6, 3), ["Conv1d", "in_channels", "-4"]),
         (lambda: torch_ext.nn.DepthwiseConv3d(0, 3), ["DepthwiseConv3d", "in_channels", "at least 1", "0"]),
         (
             lambda: torch_ext.nn.DepthwiseConv1d(4, 3, depth_multiplier=0),
             ["DepthwiseConv1d", "depth_multiplier", "at least 1", "0"],
         ),
+        (
+            lambda: torch_ext.nn.SeparableConv1d(4, 6, 3, depth_multiplier=1.5),
+            ["SeparableConv1d", "depth_multiplier", "an int", "1.5"],
+        ),
         (lambda: torch_ext.nn.SeparableConv1d(0, 6, 3), ["SeparableConv1d", "in_channels", "at least 1", "0"]),
         (lambda: torch_ext.nn.SeparableConv2d(4, -6, 3), ["SeparableConv2d", "out_channels", "-6"]),
         (lambda: torch_ext.nn.DepthwiseConv1d(4, 3, padding=(1, 2)), ["written ((1, 2),)", "got (1, 2)"]),
     ],
-    ids=["in", "out", "groups", "negative in", "no channels", "multiplier", "separable in", "separable out", "pair"],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
 def test_channel_errors(make: Callable[[], nn.Module], words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:

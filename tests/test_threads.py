@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -27,11 +28,14 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def passes(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+def passes(name: str, dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tensor]:
+    """Forward and the three gradients, by the core ops."""
     (batch, channels, multiplier), size, kernel, stride, dilation, padding = GEOMETRIES[name]
     n = len(size)
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(batch, channels, *size, generator=generator).to(dtype)
+    if channels_last:
+        input = input.movedim(1, -1).contiguous().movedim(-1, 1)
     weight = torch.randn(channels * multiplier, 1, *kernel, generator=generator).to(dtype)
     bias = torch.randn(channels * multiplier, generator=generator).to(dtype)
     numbers = [stride] * n, [padding] * (2 * n), [dilation] * n, channels
@@ -42,15 +46,27 @@ def passes(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
 # 'avx512' hands some calls to PyTorch, which does not promise this.
 @pytest.mark.parametrize("isa", [isa for isa in testing.isas() if isa != "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_bit_equal_for_any_number_of_threads(name: str, dtype: torch.dtype, isa: str) -> None:
+def test_bit_equal_for_any_number_of_threads(name: str, channels_last: bool, dtype: torch.dtype, isa: str) -> None:
     with testing.isa(isa):
         torch.set_num_threads(1)
-        expected = passes(name, dtype)
+        expected = passes(name, dtype, channels_last)
+        assert all(tensor.isfinite().all() and tensor.any() for tensor in expected)
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            for actual, result in zip(passes(name, dtype), expected):
+            for actual, result in zip(passes(name, dtype, channels_last), expected, strict=True):
                 assert torch.equal(actual, result)
+
+
+def test_called_from_several_threads_at_once() -> None:
+    """Each has scratch of its own."""
+    calls = [*GEOMETRIES] * 4
+    expected = {name: passes(name, torch.float32) for name in GEOMETRIES}
+    with ThreadPoolExecutor(4) as pool:
+        for name, results in zip(calls, pool.map(passes, calls, [torch.float32] * len(calls)), strict=True):
+            for actual, result in zip(results, expected[name], strict=True):
+                assert torch.equal(actual, result), name
 
 
 def cpu_time_of_threads() -> dict[str, int]:
@@ -64,13 +80,19 @@ def cpu_time_of_threads() -> dict[str, int]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: nothing can run in parallel")
-def test_kernels_run_on_two_threads() -> None:
+@pytest.mark.parametrize("output", ["forward", "grad_input", "grad_weight"])
+def test_kernels_run_on_two_threads(output: str) -> None:
     """Without -fopenmp at build time at::parallel_for is serial, and nothing else would tell."""
     torch.set_num_threads(2)
     input, weight = torch.randn(8, 64, 56, 56), torch.randn(64, 1, 7, 7)
+    numbers = [1, 1], [3] * 4, [1, 1], 64
     before = cpu_time_of_threads()
-    for _ in range(100):
-        torch.ops.torch_ext.conv(input, weight, None, [1, 1], [3] * 4, [1, 1], 64)
+    for _ in range(60):
+        if output == "forward":
+            torch.ops.torch_ext.conv(input, weight, None, *numbers)
+        else:
+            mask = [output == "grad_input", output == "grad_weight", False]
+            torch.ops.torch_ext.conv_backward(input, input, weight, *numbers, mask)
     worked = [ticks - before.get(task, 0) for task, ticks in cpu_time_of_threads().items()]
     busy = sorted(worked)[-2:]
     assert busy[0] > 0.3 * busy[1], worked

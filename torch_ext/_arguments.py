@@ -33,6 +33,15 @@ def positive(op: str, name: str, value: IntN, n: int) -> list[int]:
     return result
 
 
+def count(op: str, name: str, value: int, least: int) -> int:
+    """One int of at least `least`."""
+    if not _is_int(value):
+        raise ArgumentError(f"{op}: expected {name} to be an int, but got {value!r}")
+    if value < least:
+        raise ArgumentError(f"{op}: expected {name} to be at least {least}, but got {value}")
+    return value
+
+
 def padding_list(op: str, value: Padding, n: int) -> list[int] | str:
     """A padding as the composite ops take it: n numbers, 2n numbers (axis by axis: before, after) or a string."""
     if isinstance(value, str):

@@ -54,38 +54,31 @@ std::string text(const Parts&... parts) {
   return out.str();
 }
 
-// a * b and a + b; false if the result does not fit in 64 bits. A symbolic size cannot be checked and is not. `result`
-// may be one of the operands: GCC 12's builtins read operands again after they have stored, hence the local.
+// The number, unless it is symbolic: what cannot be checked is not.
+template <class Int>
+std::optional<int64_t> known(const Int& a) {
+  if constexpr (std::same_as<Int, int64_t>) return a;
+  else return a.maybe_as_int();
+}
+
+// a * b and a + b; false if the result is known not to fit in 64 bits. `result` may be one of the operands: GCC 12's
+// builtins read operands again after they have stored, hence the local.
 template <class Int>
 bool multiply(const Int& a, const Int& b, Int* result) {
-  if constexpr (std::same_as<Int, int64_t>) {
-    int64_t product;
-    const bool fits = !__builtin_mul_overflow(a, b, &product);
-    *result = product;
-    return fits;
-  } else {
-    int64_t product;
-    const auto x = a.maybe_as_int(), y = b.maybe_as_int();
-    if (x && y && !multiply<int64_t>(*x, *y, &product)) return false;
-    *result = a * b;
-    return true;
-  }
+  const auto x = known(a), y = known(b);
+  int64_t product;
+  if (x && y && __builtin_mul_overflow(*x, *y, &product)) return false;
+  *result = x && y ? Int(product) : a * b;
+  return true;
 }
 
 template <class Int>
 bool add(const Int& a, const Int& b, Int* result) {
-  if constexpr (std::same_as<Int, int64_t>) {
-    int64_t sum;
-    const bool fits = !__builtin_add_overflow(a, b, &sum);
-    *result = sum;
-    return fits;
-  } else {
-    int64_t sum;
-    const auto x = a.maybe_as_int(), y = b.maybe_as_int();
-    if (x && y && !add<int64_t>(*x, *y, &sum)) return false;
-    *result = a + b;
-    return true;
-  }
+  const auto x = known(a), y = known(b);
+  int64_t sum;
+  if (x && y && __builtin_add_overflow(*x, *y, &sum)) return false;
+  *result = x && y ? Int(sum) : a + b;
+  return true;
 }
 
 // max(a, 0), without a guard on a symbolic size.
@@ -98,14 +91,16 @@ Int at_least_zero(const Int& a) {
 // No tensor is larger than this; what kernels compute from sizes (packed weights, slices of sums) then fits in 64 bits.
 constexpr int64_t kMaxElements = int64_t(1) << 50;
 
-// Whether a tensor of these sizes has at most kMaxElements. Symbolic sizes cannot be checked and are not.
+// Whether a tensor of these sizes has at most kMaxElements. An empty axis does not excuse the others: strides are
+// products of them all the same.
 template <class Int>
 bool is_possible(std::span<const Int> sizes) {
-  Int elements = 1;
-  for (const Int& size : sizes)
-    if (!multiply<Int>(elements, size, &elements)) return false;
-  if constexpr (std::same_as<Int, int64_t>) return elements <= kMaxElements;
-  else return elements.is_symbolic() || elements <= kMaxElements;
+  int64_t elements = 1;
+  for (const Int& size : sizes) {
+    const int64_t factor = known(size).value_or(1);
+    if (factor > 0 && !multiply<int64_t>(elements, factor, &elements)) return false;
+  }
+  return elements <= kMaxElements;
 }
 
 }  // namespace detail

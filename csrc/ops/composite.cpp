@@ -48,13 +48,16 @@ Call normalise(const char* family, int dims, const at::Tensor& input, const at::
 
 // Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
 // every tool sees PyTorch's own op. In 16 bit on a CPU the core op decides, for it knows the instruction set; it also
-// takes what PyTorch gives in another memory format (1-D, 3-D in float64) or size (no channels) than promised.
+// takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised, or refuses (empty
+// axes).
 bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
   if (is_depthwise(g)) return false;
   if (input.is_cuda()) return true;
   const auto dtype = input.scalar_type();
-  if ((dtype != at::kFloat && dtype != at::kDouble) || g.in_channels == 0) return false;
-  const bool loses_format = g.dims == 1 || (g.dims == 3 && dtype == at::kDouble);
+  if (dtype != at::kFloat && dtype != at::kDouble) return false;
+  const auto is_empty = [](const c10::SymInt& size) { return detail::known(size) == 0; };
+  if (is_empty(g.in_channels) || is_empty(g.in[0]) || is_empty(g.in[1]) || is_empty(g.in[2])) return false;
+  const bool loses_format = input.is_meta() || g.dims == 1 || (g.dims == 3 && dtype == at::kDouble);
   return !(loses_format && wants_channels_last(input, weight));
 }
 
@@ -141,6 +144,8 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
     const auto& after = call.padding[2 * axis + 1];
     TORCH_CHECK(s > 0, call.op, ": non-positive stride is not supported, but got stride ", stride);
     TORCH_CHECK(d > 0, call.op, ": dilation should be greater than zero, but got dilation ", dilation);
+    TORCH_CHECK(call.input.sym_size(2 + axis) > 0, call.op,
+                ": expected input sizes of at least 1, but got input of size ", call.input.sym_sizes());
     TORCH_CHECK(before >= 0 && after >= 0, call.op, ": negative padding is not supported, but got padding ", padding);
     TORCH_CHECK(extra[axis] >= 0 && (extra[axis] < s || extra[axis] < d), call.op,
                 ": output padding must be smaller than either stride or dilation, but got output_padding ",
@@ -158,6 +163,9 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
                 ", dilation ", dilation);
     sizes.push_back(size);
   }
+
+  TORCH_CHECK(detail::is_possible<c10::SymInt>({sizes.data(), sizes.size()}), call.op,
+              ": expected tensors of at most 2^50 elements, but got output ", c10::SymIntArrayRef(sizes));
 
   // In 16 bit a bias is added before rounding, so both steps run in float32.
   const auto dtype = call.input.scalar_type();

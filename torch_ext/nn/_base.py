@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.conv import _ConvNd
 
-from torch_ext._arguments import ArgumentError, IntN, Padding, both_sides, padding_list, positive
+from torch_ext._arguments import ArgumentError, IntN, Padding, both_sides, count, padding_list, positive
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -56,10 +56,9 @@ class Base(_ConvNd):
         sides = padding_list(name, padding, n)
         if not isinstance(sides, str) and min(sides) < 0:
             raise ArgumentError(f"{name}: negative padding is not supported, but got {padding!r}")
-        if groups < 1:
-            raise ArgumentError(f"{name}: expected groups to be a positive integer, but got {groups}")
+        count(name, "groups", groups, 1)
         for channels, size in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if size < 0 or size % groups != 0:
+            if count(name, channels, size, 0) % groups != 0:
                 raise ArgumentError(f"{name}: {channels} must be divisible by groups = {groups}, but got {size}")
         if padding_mode not in PADDING_MODES:
             raise ArgumentError(

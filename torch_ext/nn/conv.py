@@ -12,6 +12,8 @@ class Conv1d(Base, nn.Conv1d):
 
     Args: as `torch.nn.Conv1d`; padding may also be ((before, after),), 'same' with a stride, 'same_lower' or 'causal'.
 
+    Raises: ValueError with the argument's name, what was expected and what came.
+
     Shape: input [N, C, L] or [C, L], output [N, O, ol] or [O, ol], weight [O, C / groups, k], bias [O].
 
     Example:
@@ -39,6 +41,8 @@ class Conv2d(Base, nn.Conv2d):
 
     Args: as `torch.nn.Conv2d`; padding may also be 2 pairs (before, after), ((before, after),) for both axes, 'same'
         with a stride (TensorFlow's SAME) or 'same_lower'.
+
+    Raises: ValueError with the argument's name, what was expected and what came.
 
     Shape: input [N, C, H, W] or [C, H, W], output [N, O, oh, ow] or [O, oh, ow], weight [O, C / groups, kh, kw], bias
         [O].
@@ -68,6 +72,8 @@ class Conv3d(Base, nn.Conv3d):
 
     Args: as `torch.nn.Conv3d`; padding may also be 3 pairs (before, after), ((before, after),) for every axis, 'same'
         with a stride or 'same_lower'.
+
+    Raises: ValueError with the argument's name, what was expected and what came.
 
     Shape: input [N, C, D, H, W] or [C, D, H, W], output [N, O, od, oh, ow] or [O, od, oh, ow], weight
         [O, C / groups, kd, kh, kw], bias [O].

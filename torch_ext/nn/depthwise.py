@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch_ext._arguments import ArgumentError, IntN, Padding
+from torch_ext._arguments import IntN, Padding, count
 from torch_ext._docs import fill
 from torch_ext.nn._base import Base
 from torch_ext.nn.conv import Conv1d, Conv2d, Conv3d
@@ -54,8 +54,7 @@ class DepthwiseBase(Base):
         dtype: Any = None,
     ) -> None:
         for what, value in (("in_channels", in_channels), ("depth_multiplier", depth_multiplier)):
-            if value < 1:
-                raise ArgumentError(f"{type(self).__name__}: expected {what} to be at least 1, but got {value}")
+            count(type(self).__name__, what, value, 1)
         super().__init__(
             in_channels,
             in_channels * depth_multiplier,

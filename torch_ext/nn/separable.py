@@ -31,6 +31,10 @@ _DOC = """A depthwise separable {n}-D convolution: a depthwise one (no bias), th
     Raises:
         ValueError: If an argument does not fit; the message has what was expected and what came.
 
+    Shape:
+        input [N, C, {sizes}] or [C, {sizes}], output [N, O, {out}] or [O, {out}], depthwise.weight [C * M, 1, {k}],
+        pointwise.weight [O, C * M, {ones}], pointwise.bias [O].
+
     Example:
         >>> import torch, torch_ext
         >>> torch_ext.nn.SeparableConv{n}d(4, 6, 3, stride=2, padding="same")(torch.randn(2, 4, {eights})).shape
