@@ -34,6 +34,8 @@ def one_process(rank: int, folder: str) -> None:
     model(batch()[2 * rank : 2 * rank + 2]).square().mean().backward()
     if rank == 0:
         torch.save([parameter.grad for parameter in model.parameters()], f"{folder}/gradients.pt")
+    del model  # holds the process group
+    dist.barrier()  # no process leaves while another still talks to it
     dist.destroy_process_group()
 
 

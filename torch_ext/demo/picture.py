@@ -53,7 +53,7 @@ def draw_times(axes: Axes, title: str, rows: Sequence[Row], times: Sequence[Time
     for place, time in enumerate(times):
         axes.annotate(time.verdict.replace(" ", "\n"), (place, 1e3 * max(time.torch, time.ours)), (0, 3),
                       textcoords="offset points", ha="center", fontsize=8.5, color=INK)  # fmt: skip
-    axes.set_xticks(places, [f"{row.model}\n{row.layout}" for row in rows], fontsize=7.5)
+    axes.set_xticks(places, [f"{row.model}\n{row.layout}" for row in rows], fontsize=7.5, rotation=30, ha="right")
     axes.set(title=title, ylabel="ms (least of several rounds)")
     axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.25)
