@@ -200,10 +200,11 @@ def hostile_calls(seed: int, count: int) -> int:
     return raised
 
 
-def test_no_call_crashes_the_process() -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
+def test_no_call_crashes_the_process(seed: int) -> None:
     script = f"import sys, resource; sys.path.insert(0, {__file__.rpartition('/')[0]!r})\n"
     script += "resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))  # huge allocations fail at once\n"
-    script += "from test_errors import hostile_calls\nprint(hostile_calls(0, 6000))"
+    script += f"from test_errors import hostile_calls\nprint(hostile_calls({seed}, 6000))"
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     assert 1000 < int(process.stdout) < 6000
