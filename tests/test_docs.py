@@ -50,12 +50,10 @@ def test_every_function_and_layer_is_looked_at() -> None:
 
 
 def parts(name: str) -> list[str]:
-    if name.startswith("functional."):
+    if name.startswith(("functional.", "torch_ext.tf.")):
         return ["Args", "Returns", "Raises", "Example"]
     if name.startswith("torch_ext.nn."):
         return ["Args", "Raises", "Shape", "Example"]
-    if name.startswith("torch_ext.tf."):
-        return ["Args", "Returns", "Raises", "Example"]
     return ["Example"] if name.startswith("testing.") else ["Args", "Returns", "Example"]
 
 

@@ -378,67 +378,7 @@ def test_padding_modes_scripted(n: int, mode: str, tmp_path: Path) -> None:
             assert torch.equal(torch.jit.load(path)(input_of(n)), layer(input_of(n))), layer
 
 
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "words"),
-    [
-        ({"kernel_size": (3,) * 4}, ["kernel_size", "an int, (int,) or 2 ints", "(3, 3, 3, 3)"]),
-        ({"kernel_size": 0}, ["kernel_size", "at least 1", "0"]),
-        ({"kernel_size": 2.5}, ["kernel_size", "an int", "2.5"]),
-        ({"stride": 0}, ["stride", "at least 1", "0"]),
-        ({"stride": (1, 2, 3)}, ["stride", "2 ints", "(1, 2, 3)"]),
-        ({"dilation": -1}, ["dilation", "at least 1", "-1"]),
-        ({"padding": -1}, ["negative padding is not supported", "-1"]),
-        ({"padding": ((0, -2), (0, 0))}, ["negative padding is not supported", "((0, -2), (0, 0))"]),
-        ({"padding": "SAME"}, ["padding", "valid, same, same_lower", "'SAME'"]),
-        ({"padding": "causal"}, ["padding", "valid, same, same_lower", "'causal'"]),
-        ({"padding": (1, 2, 3)}, ["padding", "2 pairs (before, after)", "(1, 2, 3)"]),
-        ({"padding": (1, 2, 3, 4)}, ["padding", "2 pairs (before, after)", "(1, 2, 3, 4)"]),
-        ({"padding_mode": "mirror"}, ["padding_mode", "zeros, reflect, replicate, circular", "'mirror'"]),
-    ],
-    ids=str,
-)
-def test_constructor_errors(kwargs: dict[str, Any], words: list[str]) -> None:
-    for name, arguments in [
-        ("Conv2d", {"in_channels": 4, "out_channels": 6}),
-        ("DepthwiseConv2d", {"in_channels": 4}),
-        ("SeparableConv2d", {"in_channels": 4, "out_channels": 6}),
-    ]:
-        with pytest.raises(ValueError) as caught:
-            getattr(torch_ext.nn, name)(**arguments, **{"kernel_size": 3, **kwargs})
-        assert all(word in str(caught.value) for word in [name, *words]), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: torch_ext.nn.Conv2d(5, 6, 3, groups=2), ["Conv2d", "in_channels must be divisible by groups", "5"]),
-        (lambda: torch_ext.nn.Conv2d(4, 5, 3, groups=2), ["Conv2d", "out_channels must be divisible by groups", "5"]),
-        (lambda: torch_ext.nn.Conv2d(4, 6, 3, groups=0), ["Conv2d", "groups", "at least 1", "0"]),
-        (lambda: torch_ext.nn.Conv2d(4, 6, 3, groups=2.0), ["Conv2d", "groups", "an int", "2.0"]),
-        (lambda: torch_ext.nn.Conv2d("4", 6, 3), ["Conv2d", "in_channels", "an int", "'4'"]),
-        (lambda: torch_ext.nn.Conv1d(-4, 6, 3), ["Conv1d", "in_channels", "-4"]),
-        (lambda: torch_ext.nn.DepthwiseConv3d(0, 3), ["DepthwiseConv3d", "in_channels", "at least 1", "0"]),
-        (
-            lambda: torch_ext.nn.DepthwiseConv1d(4, 3, depth_multiplier=0),
-            ["DepthwiseConv1d", "depth_multiplier", "at least 1", "0"],
-        ),
-        (
-            lambda: torch_ext.nn.SeparableConv1d(4, 6, 3, depth_multiplier=1.5),
-            ["SeparableConv1d", "depth_multiplier", "an int", "1.5"],
-        ),
-        (lambda: torch_ext.nn.SeparableConv1d(0, 6, 3), ["SeparableConv1d", "in_channels", "at least 1", "0"]),
-        (lambda: torch_ext.nn.SeparableConv2d(4, -6, 3), ["SeparableConv2d", "out_channels", "-6"]),
-        (lambda: torch_ext.nn.DepthwiseConv1d(4, 3, padding=(1, 2)), ["written ((1, 2),)", "got (1, 2)"]),
-    ],
-    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
-)
-def test_channel_errors(make: Callable[[], nn.Module], words: list[str]) -> None:
-    with pytest.raises(ValueError) as caught:
-        make()
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+# Errors of calls; those of constructors are in test_errors.py
 
 
 @every_dim

@@ -11,20 +11,24 @@ from torch import Tensor
 from torch_ext import functional, tf
 
 
-def loop_nest(input: Tensor, filter: Tensor, stride: int, sides: tuple[int, int], dilation: int) -> Tensor:
-    """depthwise_conv2d on NHWC, written out; sides: zeros before, the same for both axes, and after."""
-    n, h, w, channels = input.shape
-    kh, kw, _, multiplier = filter.shape
-    padded = F.pad(input.double(), (0, 0, *sides, *sides))
-    oh, ow = ((size + sum(sides) - (k - 1) * dilation - 1) // stride + 1 for size, k in ((h, kh), (w, kw)))
-    output = torch.zeros(n, oh, ow, channels, multiplier, dtype=torch.float64)
-    for y in range(oh):
-        for x in range(ow):
-            for i in range(kh):
-                for j in range(kw):
-                    pixel = padded[:, y * stride + i * dilation, x * stride + j * dilation, :, None]
-                    output[:, y, x] += pixel * filter[i, j].double()
-    return output.flatten(3)
+def loop_nest(
+    input: Tensor, filter: Tensor, strides: list[int], pairs: list[list[int]], dilations: list[int]
+) -> Tensor:
+    """depthwise_conv2d on NHWC, one output number at a time; strides, pairs and dilations for height and width."""
+    (n, h, w, channels), (kh, kw, _, multiplier) = input.shape, filter.shape
+    (top, bottom), (left, right) = pairs
+    oh = (h + top + bottom - (kh - 1) * dilations[0] - 1) // strides[0] + 1
+    ow = (w + left + right - (kw - 1) * dilations[1] - 1) // strides[1] + 1
+    data, taps = input.double().numpy(), filter.double().numpy()
+    output = torch.zeros(n, oh, ow, channels * multiplier, dtype=torch.float64)
+    for b, y, x, c, m in itertools.product(*map(range, (n, oh, ow, channels, multiplier))):
+        total = 0.0
+        for i, j in itertools.product(range(kh), range(kw)):
+            row, column = y * strides[0] + i * dilations[0] - top, x * strides[1] + j * dilations[1] - left
+            if 0 <= row < h and 0 <= column < w:
+                total += data[b, row, column, c] * taps[i, j, c, m]
+        output[b, y, x, c * multiplier + m] = total
+    return output
 
 
 def integers(*size: int) -> Tensor:
@@ -41,15 +45,15 @@ def test_same_with_a_stride_pads_after() -> None:
     """On a 4x4 input with stride 2 TensorFlow pads (0, 1), where PyTorch's padding=1 would be (1, 1)."""
     input, filter = integers(1, 4, 4, 3), integers(3, 3, 3, 1)
     output = tf.depthwise_conv2d(input, filter, [1, 2, 2, 1], "SAME")
-    assert torch.equal(output.double(), loop_nest(input, filter, 2, (0, 1), 1))
-    assert not torch.equal(output.double(), loop_nest(input, filter, 2, (1, 1), 1)[:, :2, :2])
+    assert torch.equal(output.double(), loop_nest(input, filter, [2, 2], [[0, 1]] * 2, [1, 1]))
+    assert not torch.equal(output.double(), loop_nest(input, filter, [2, 2], [[1, 1]] * 2, [1, 1])[:, :2, :2])
 
 
 @pytest.mark.parametrize("rate", [{"dilations": 2}, {"dilations": (2, 2)}, {"rate": [2, 2]}])
 def test_dilations_and_rate(rate: dict) -> None:
     input, filter = integers(2, 9, 8, 3), integers(3, 3, 3, 2)
     output = tf.depthwise_conv2d(input, filter, [1, 1, 1, 1], "SAME", **rate)
-    assert torch.equal(output.double(), loop_nest(input, filter, 1, (2, 2), 2))
+    assert torch.equal(output.double(), loop_nest(input, filter, [1, 1], [[2, 2]] * 2, [2, 2]))
 
 
 @pytest.mark.parametrize("name", ["depthwise_conv2d", "separable_conv2d", "group_conv2d"])
@@ -77,27 +81,7 @@ def test_explicit_padding() -> None:
     input, filter = integers(1, 6, 6, 3), integers(3, 3, 3, 1)
     pairs = [[0, 0], [2, 1], [2, 1], [0, 0]]
     output = tf.depthwise_conv2d(input, filter, [1, 1, 1, 1], pairs)
-    assert torch.equal(output.double(), loop_nest(input, filter, 1, (2, 1), 1))
-
-
-def unequal_axes(
-    input: Tensor, filter: Tensor, strides: list[int], pairs: list[list[int]], dilations: list[int]
-) -> Tensor:
-    """As `loop_nest`, one output number at a time, height and width apart."""
-    (n, h, w, channels), (kh, kw, _, multiplier) = input.shape, filter.shape
-    (top, bottom), (left, right) = pairs
-    oh = (h + top + bottom - (kh - 1) * dilations[0] - 1) // strides[0] + 1
-    ow = (w + left + right - (kw - 1) * dilations[1] - 1) // strides[1] + 1
-    data, taps = input.double().numpy(), filter.double().numpy()
-    output = torch.zeros(n, oh, ow, channels * multiplier, dtype=torch.float64)
-    for b, y, x, c, m in itertools.product(*map(range, (n, oh, ow, channels, multiplier))):
-        total = 0.0
-        for i, j in itertools.product(range(kh), range(kw)):
-            row, column = y * strides[0] + i * dilations[0] - top, x * strides[1] + j * dilations[1] - left
-            if 0 <= row < h and 0 <= column < w:
-                total += data[b, row, column, c] * taps[i, j, c, m]
-        output[b, y, x, c * multiplier + m] = total
-    return output
+    assert torch.equal(output.double(), loop_nest(input, filter, [1, 1], [[2, 1]] * 2, [1, 1]))
 
 
 def same_pairs(sizes: list[int], kernel: list[int], strides: list[int], dilations: list[int]) -> list[list[int]]:
@@ -125,7 +109,7 @@ def test_axes_are_not_confused(
         dense[:, :, c, c * 2 + m] = filter[:, :, c, m]
     rates = dilations or [1, 1]
     pairs = {"SAME": same_pairs([8, 7], [3, 2], strides, rates), "VALID": [[0, 0]] * 2}.get(str(padding), padding)
-    expected = unequal_axes(nhwc, filter, strides, pairs, rates)
+    expected = loop_nest(nhwc, filter, strides, pairs, rates)
 
     last = data_format == "NHWC"
     four = [1, *strides, 1] if last else [1, 1, *strides]

@@ -28,14 +28,12 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def passes(name: str, dtype: torch.dtype, channels_last: bool = False) -> list[torch.Tensor]:
+def passes(name: str, dtype: torch.dtype, layout: str = "contiguous") -> list[torch.Tensor]:
     """Forward and the three gradients, by the core ops."""
     (batch, channels, multiplier), size, kernel, stride, dilation, padding = GEOMETRIES[name]
     n = len(size)
     generator = torch.Generator().manual_seed(0)
-    input = torch.randn(batch, channels, *size, generator=generator).to(dtype)
-    if channels_last:
-        input = input.movedim(1, -1).contiguous().movedim(-1, 1)
+    input = testing.LAYOUTS[layout](torch.randn(batch, channels, *size, generator=generator).to(dtype))
     weight = torch.randn(channels * multiplier, 1, *kernel, generator=generator).to(dtype)
     bias = torch.randn(channels * multiplier, generator=generator).to(dtype)
     numbers = [stride] * n, [padding] * (2 * n), [dilation] * n, channels
@@ -46,16 +44,16 @@ def passes(name: str, dtype: torch.dtype, channels_last: bool = False) -> list[t
 # 'avx512' hands some calls to PyTorch, which does not promise this.
 @pytest.mark.parametrize("isa", [isa for isa in testing.isas() if isa != "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_bit_equal_for_any_number_of_threads(name: str, channels_last: bool, dtype: torch.dtype, isa: str) -> None:
+def test_bit_equal_for_any_number_of_threads(name: str, layout: str, dtype: torch.dtype, isa: str) -> None:
     with testing.isa(isa):
         torch.set_num_threads(1)
-        expected = passes(name, dtype, channels_last)
+        expected = passes(name, dtype, layout)
         assert all(tensor.isfinite().all() and tensor.any() for tensor in expected)
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            for actual, result in zip(passes(name, dtype, channels_last), expected, strict=True):
+            for actual, result in zip(passes(name, dtype, layout), expected, strict=True):
                 assert torch.equal(actual, result)
 
 

@@ -144,12 +144,12 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
     const auto& after = call.padding[2 * axis + 1];
     TORCH_CHECK(s > 0, call.op, ": non-positive stride is not supported, but got stride ", stride);
     TORCH_CHECK(d > 0, call.op, ": dilation should be greater than zero, but got dilation ", dilation);
-    TORCH_CHECK(call.input.sym_size(2 + axis) > 0, call.op,
-                ": expected input sizes of at least 1, but got input of size ", call.input.sym_sizes());
     TORCH_CHECK(before >= 0 && after >= 0, call.op, ": negative padding is not supported, but got padding ", padding);
     TORCH_CHECK(extra[axis] >= 0 && (extra[axis] < s || extra[axis] < d), call.op,
                 ": output padding must be smaller than either stride or dilation, but got output_padding ",
                 output_padding);
+    TORCH_CHECK(call.input.sym_size(2 + axis) > 0, call.op,
+                ": expected input sizes of at least 1, but got input of size ", call.input.sym_sizes());
     // Output padding below the stride adds positions that the convolution drops by rounding down; the rest of it adds
     // positions that no input reaches.
     const c10::SymInt reached = extra[axis] < s ? extra[axis] : s - 1;

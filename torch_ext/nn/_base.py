@@ -71,8 +71,8 @@ class Base(_ConvNd):
         self.padding = sides if isinstance(sides, str) else tuple(sides)
         # What torch's own forward reads, should `revert` make this layer torch's ('same': of stride 1 there).
         if sides == "same":
-            totals = [d * (k - 1) for k, d in zip(kernel_size, dilation)]
-            sides = [side for total in totals for side in (total // 2, total - total // 2)]
+            ones = [1] * n  # with a stride of 1, the input's size does not matter
+            sides = torch.ops.torch_ext._same_padding(ones, kernel_size, ones, dilation, "same")
         if not isinstance(sides, str):
             self._reversed_padding_repeated_twice = _last_axis_first(both_sides(sides, n), n)
 

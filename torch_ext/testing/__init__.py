@@ -43,7 +43,7 @@ def devices() -> list[str]:
 
 
 def isas() -> list[str]:
-    """The instruction sets that this CPU can run: 'scalar', perhaps 'avx2'.
+    """The instruction sets that this CPU can run: 'scalar', perhaps 'avx2' and 'avx512'.
 
     Example:
         >>> from torch_ext import testing
