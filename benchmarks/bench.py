@@ -1,0 +1,145 @@
+"""PyTorch's convolutions and ours, layer by layer, in one process: python benchmarks/bench.py --op depthwise
+
+Every result is compared with float64 before it is timed. Both sides run in turn and the least time counts; what is
+reported is times in ms, PyTorch / ours, and the share of the roofline that ours reaches: the least time that the
+machine's multiply-adds and copies (measured here, at the layer's size) allow.
+
+The process restarts itself with the heap pinned, since fresh pages cost more than most convolutions (--default-heap:
+as users have it), and with both sides held to AVX2 (--isa native: as the CPU is; scalar: our portable kernels).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+
+import machine
+from layers import PASSES, Layer, family, floors, guard, read_layers
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ops = sorted({layer.op for layer in read_layers()})
+    parser.add_argument("--op", action="append", choices=ops, help="default: all")
+    parser.add_argument("--filter", default="", help="only layers whose name or family has this in it")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, float64, bfloat16, float16 or all")
+    parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
+    parser.add_argument("--passes", nargs="+", default=PASSES, choices=PASSES)
+    parser.add_argument("--isa", default="avx2", choices=["avx2", "scalar", "native"])
+    parser.add_argument("--seconds", type=float, default=0.15, help="least time for each pair of calls")
+    parser.add_argument("--floors", action="store_true", help="exit 1 if a floor is missed in three runs of three")
+    parser.add_argument("--short", action="store_true", help="print only what misses its floor")
+    parser.add_argument("--save", metavar="FILE.json", help="results, and beside them a plot for each family")
+    parser.add_argument("--compare", metavar="FILE.json", help="times our results of an earlier --save")
+    parser.add_argument("--default-heap", action="store_true")
+    options = parser.parse_args()
+    if options.dtype == ["all"]:
+        options.dtype = ["float32", "float64", "bfloat16", "float16"]
+    return options
+
+
+def batches(layer: Layer, wanted: list[int]) -> list[int]:
+    """Several large images at once would say nothing that one does not."""
+    return [n for n in wanted if n == 1 or layer.elements(n) < 1 << 26]
+
+
+def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: int, seconds: float, plain) -> dict:
+    """One row of the results."""
+    layer, batch = problem.layer, problem.tensors[0].size(0)
+    sides = [*calls[pass_name]] + ([plain[pass_name][1]] if dtype != "float32" else [])
+    torch_s, ours_s, *float32_s = machine.least(sides, seconds)
+    size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
+    flops = layer.flops(batch)
+    least_s = max(flops / machine.peak(dtype, threads), size / machine.bandwidth(size, threads))
+    row = {
+        "op": layer.op,
+        "family": family(layer),
+        "layer": layer.name,
+        "batch": batch,
+        "layout": layout,
+        "dtype": dtype,
+        "threads": threads,
+        "pass": pass_name,
+        "torch_ms": 1e3 * torch_s,
+        "ours_ms": 1e3 * ours_s,
+        "ratio": torch_s / ours_s,
+        "gflops": flops / ours_s / 1e9,
+        "gbytes": size / ours_s / 1e9,
+        "roofline": least_s / ours_s,
+        "kernel": problem.kernel(dtype, pass_name),
+    }
+    if float32_s:
+        row["of_float32"] = float32_s[0] / ours_s
+    row["misses"] = [
+        f"{name} {row[name]:.2f} < {floor:.2f}"
+        for name, floor in floors(layer, batch, layout, dtype, pass_name).items()
+        if row[name] < floor
+    ]
+    row["below_guard"] = row["ratio"] < guard(torch_s)
+    return row
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict]:
+    import torch
+    from problems import Problem, check
+
+    torch.set_num_threads(max(options.threads))
+    for layer in read_layers():
+        if options.op and layer.op not in options.op:
+            continue
+        if options.filter not in layer.name and options.filter not in family(layer):
+            continue
+        for batch in batches(layer, options.batch):
+            problem = Problem(layer, batch)
+            expected = problem.expected()
+            for dtype in options.dtype:
+                for layout in options.layout:
+                    torch.set_num_threads(max(options.threads))
+                    check(problem, expected, dtype, layout)
+                    calls, plain = problem.calls(dtype, layout), problem.calls("float32", layout)
+                    for threads in options.threads:
+                        torch.set_num_threads(threads)
+                        for name in options.passes:
+                            arguments = problem, calls, dtype, layout, name, threads, options.seconds, plain
+                            row = measure(*arguments)
+                            for _ in range(2 if options.floors else 0):  # a neighbour may have been at work
+                                if row["misses"]:
+                                    row = min(row, measure(*arguments), key=lambda row: len(row["misses"]))
+                            yield row
+
+
+def main() -> None:
+    options = parse()
+    environment = {} if options.default_heap else machine.PINNED_HEAP
+    if options.isa == "avx2":
+        environment = {**environment, **machine.AVX2_ONLY}
+    machine.restart(environment)
+
+    import report
+    import torch
+
+    import torch_ext  # noqa: F401  (registers the ops)
+
+    torch.manual_seed(0)
+    if options.isa != "native":
+        torch.ops.torch_ext._set_isa(options.isa)
+    header = machine.describe()
+    report.print_header(header, options)
+    table = report.Table(options)
+    results = []
+    for row in rows(options):
+        results.append(row)
+        table.add(row)
+    table.close()
+    short = report.print_summary(results)
+    if options.save:
+        report.save(options.save, header, results)
+    if options.floors and short:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(__file__))
+    main()

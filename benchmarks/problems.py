@@ -1,0 +1,140 @@
+"""One layer as PyTorch's calls and ours, with the float64 results that both have to give."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from layers import PASSES, Layer
+
+Calls = tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]  # PyTorch's, ours
+
+
+def integers(*shape: int) -> torch.Tensor:
+    """Exact in every dtype, and so are sums of their products."""
+    return torch.randint(-4, 5, shape).to(torch.float32)
+
+
+class Problem:
+    """Tensors of a layer: x -> y is the convolution; a transposed layer goes from y to x."""
+
+    def __init__(self, layer: Layer, batch: int) -> None:
+        self.layer = layer
+        self.tensors = [
+            integers(batch, layer.in_channels, *layer.spatial),
+            integers(batch, layer.out_channels, *layer.out_spatial),
+            integers(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
+        ]
+
+    def _windows(self, padded: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        """For each tap: what it meets, as a view of the padded image with the output's size."""
+        layer = self.layer
+        for tap in product(*(range(kernel) for kernel in layer.kernel)):
+            window = padded
+            for axis, t in enumerate(tap):
+                first, step = t * layer.dilation[axis], layer.stride[axis]
+                length = (layer.out_spatial[axis] - 1) * step + 1
+                window = window.narrow(2 + axis, first, length)
+            yield tap, window[(..., *(slice(None, None, step) for step in layer.stride))]
+
+    def reference(self) -> dict[str, torch.Tensor]:
+        """The passes of the convolution in float64, a sum over taps. Depthwise only; other layers: PyTorch's float64."""
+        layer, m = self.layer, self.layer.out_channels // self.layer.in_channels
+        x, y, w = (tensor.double() for tensor in self.tensors)
+        if layer.in_channels != layer.groups:
+            return dict(zip(PASSES, (theirs() for theirs, _ in self.calls("float64", "contiguous").values())))
+        pad = [side for pair in reversed(layer.padding) for side in pair]
+        padded = F.pad(x, pad).repeat_interleave(m, 1)
+        forward, grad_padded, grad_weight = torch.zeros_like(y), torch.zeros_like(padded), torch.zeros_like(w)
+        grads = self._windows(grad_padded)
+        broadcast = (1, -1) + (1,) * len(layer.spatial)
+        for tap, window in self._windows(padded):
+            factor = w[(slice(None), 0, *tap)].view(broadcast)
+            forward.addcmul_(window, factor)
+            next(grads)[1].addcmul_(y, factor)
+            grad_weight[(slice(None), 0, *tap)] = (window * y).flatten(2).sum(2).sum(0)
+        grad_padded = grad_padded.unflatten(1, (layer.in_channels, m)).sum(2)
+        return dict(zip(PASSES, (forward, F.pad(grad_padded, [-side for side in pad]), grad_weight)))
+
+    def expected(self) -> dict[str, torch.Tensor]:
+        """float64 results of the layer's own passes."""
+        results = self.reference()
+        if self.layer.op == "transposed":
+            results["forward"], results["grad_input"] = results["grad_input"], results["forward"]
+        return results
+
+    def calls(self, dtype: str, layout: str) -> dict[str, Calls]:
+        """What is timed: the core ops on both sides, each pass by itself, as autograd calls them."""
+        layer, dims = self.layer, len(self.layer.spatial)
+        x, y, w = (_laid_out(tensor.to(getattr(torch, dtype)), layout) for tensor in self.tensors)
+        flat = [side for pair in layer.padding for side in pair]
+        before = [pair[0] for pair in layer.padding]
+        ours = list(layer.stride), flat, list(layer.dilation), layer.groups
+        conv, conv_backward = torch.ops.torch_ext.conv, torch.ops.torch_ext.conv_backward
+        aten_conv, aten_backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+        masks = [True, False, False], [False, True, False]
+        our_forward: Callable[[], torch.Tensor] = lambda: conv(x, w, None, *ours)  # noqa: E731
+        our_grad_input: Callable[[], torch.Tensor] = lambda: conv_backward(y, x, w, *ours, masks[0])[0]  # noqa: E731
+        our_grad_weight: Callable[[], torch.Tensor] = lambda: conv_backward(y, x, w, *ours, masks[1])[1]  # noqa: E731
+
+        if layer.op == "transposed":
+            # The sizes that a stride leaves open.
+            extra = [
+                size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+                for size, out, stride, pad, dilation, kernel in zip(
+                    layer.spatial, layer.out_spatial, layer.stride, before, layer.dilation, layer.kernel
+                )
+            ]
+            theirs = list(layer.stride), before, list(layer.dilation), True, extra, layer.groups
+            op = getattr(torch.ops.torch_ext, f"depthwise_conv_transpose{dims}d")
+            transposed = list(layer.stride), before, extra, 1, list(layer.dilation)
+            return {
+                "forward": (lambda: aten_conv(y, w, None, *theirs), lambda: op(y, w, None, *transposed)),
+                "grad_input": (lambda: aten_backward(x, y, w, None, *theirs, masks[0])[0], our_forward),
+                "grad_weight": (lambda: aten_backward(x, y, w, None, *theirs, masks[1])[1], our_grad_weight),
+            }
+
+        # PyTorch pads by itself only alike on both sides: else F.pad before, and the gradient cropped.
+        pad = [0] * (2 * dims) if layer.symmetric else [s for pair in reversed(layer.padding) for s in pair]
+        theirs = list(layer.stride), before if layer.symmetric else [0] * dims, list(layer.dilation), False
+        theirs += [0] * dims, layer.groups
+        padded = x if layer.symmetric else F.pad(x, pad)
+        crop = [-side for side in pad]
+        if layer.symmetric:
+            forward: Callable[[], torch.Tensor] = lambda: aten_conv(x, w, None, *theirs)  # noqa: E731
+            grad_input: Callable[[], torch.Tensor] = lambda: aten_backward(y, x, w, None, *theirs, masks[0])[0]  # noqa: E731
+        else:
+            forward = lambda: aten_conv(F.pad(x, pad), w, None, *theirs)  # noqa: E731
+            grad_input = lambda: F.pad(aten_backward(y, padded, w, None, *theirs, masks[0])[0], crop)  # noqa: E731
+        return {
+            "forward": (forward, our_forward),
+            "grad_input": (grad_input, our_grad_input),
+            "grad_weight": (lambda: aten_backward(y, padded, w, None, *theirs, masks[1])[1], our_grad_weight),
+        }
+
+    def kernel(self, dtype: str, pass_name: str) -> str:
+        """Which kernel serves the layer's pass: the convolution's own name for it."""
+        layer = self.layer
+        x, w = (torch.empty(self.tensors[i].shape, dtype=getattr(torch, dtype)) for i in (0, 2))
+        if layer.op == "transposed" and pass_name != "grad_weight":
+            pass_name = PASSES[1 - PASSES.index(pass_name)]
+        flat = [side for pair in layer.padding for side in pair]
+        arguments = list(layer.stride), flat, list(layer.dilation), layer.groups
+        return torch.ops.torch_ext._which_kernel("conv", x, w, None, *arguments, pass_name)
+
+
+def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """Channels innermost for channels_last, in any number of dimensions."""
+    if layout == "contiguous":
+        return tensor.contiguous()
+    return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def check(problem: Problem, expected: dict[str, torch.Tensor], dtype: str, layout: str) -> None:
+    """Our results are the float64 ones, rounded once."""
+    for name, (_, ours) in problem.calls(dtype, layout).items():
+        actual, rounded = ours(), expected[name].to(getattr(torch, dtype))
+        if not torch.equal(actual, rounded):
+            wrong = (actual != rounded).sum().item()
+            layer = problem.layer
+            raise SystemExit(f"{layer.op} {layer.name} {layout} {dtype}: {name}: {wrong} wrong numbers")

@@ -1,0 +1,134 @@
+"""Results of bench.py as tables, a file and plots."""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import geometric_mean
+
+import machine
+import rich.console
+import rich.table
+from layers import PASSES
+
+CONSOLE = rich.console.Console(highlight=False, width=170)
+KEY = ("op", "layer", "batch", "layout", "dtype", "threads", "pass")
+
+
+def print_header(header: dict, options: argparse.Namespace) -> None:
+    CONSOLE.print(", ".join(f"{name} {value}" for name, value in header.items()))
+    for threads in options.threads:
+        copies = [f"{size >> 10} KiB {machine.bandwidth(size, threads) / 1e9:.0f}" for size in machine.COPY_SIZES[2::2]]
+        CONSOLE.print(
+            f"{threads} threads: {machine.peak('float32', threads) / 1e9:.0f} GFLOP/s in float32, "
+            f"{machine.peak('float64', threads) / 1e9:.0f} in float64; copies, GB/s: " + ", ".join(copies)
+        )
+    CONSOLE.print()
+
+
+class Table:
+    """Rows as they come, a table for each layer."""
+
+    COLUMNS = ("batch", "layout", "dtype", "threads", "pass", "torch", "ours", "ratio", "GFLOP/s", "GB/s", "roofline")
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.layer: tuple[str, str] | None = None
+        self.rows: list[dict] = []
+        self.earlier = {}
+        if options.compare:
+            old = json.loads(Path(options.compare).read_text())["results"]
+            self.earlier = {tuple(row[key] for key in KEY): row for row in old}
+
+    def add(self, row: dict) -> None:
+        if (row["op"], row["layer"]) != self.layer:
+            self.close()
+            self.layer = row["op"], row["layer"]
+        if row["misses"] or not self.options.short:
+            self.rows.append(row)
+
+    def close(self) -> None:
+        if not self.rows:
+            return
+        first = self.rows[0]
+        table = rich.table.Table(title=f"{first['op']} {first['layer']} ({first['family']})", title_justify="left")
+        for name in self.COLUMNS:
+            table.add_column(name, justify="left" if name in ("layout", "dtype", "pass") else "right")
+        if self.earlier:
+            table.add_column("was", justify="right")
+        table.add_column("kernel")
+        table.add_column("short of its floor")
+        for row in self.rows:
+            cells = [str(row[name]) for name in ("batch", "layout", "dtype", "threads", "pass")]
+            cells += [f"{row[name]:.3f}" for name in ("torch_ms", "ours_ms")]
+            cells += [f"{row['ratio']:.2f}", f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}", f"{row['roofline']:.2f}"]
+            if self.earlier:
+                old = self.earlier.get(tuple(row[key] for key in KEY))
+                cells.append(f"{old['ours_ms'] / row['ours_ms']:.2f}x" if old else "")
+            table.add_row(*cells, row["kernel"], ", ".join(row["misses"]), style="red" if row["below_guard"] else "")
+        CONSOLE.print(table)
+        self.rows = []
+
+
+def print_summary(results: list[dict]) -> int:
+    """A line for each family, layout and dtype: means and the worst. Returns how many rows are short of a floor."""
+    groups = defaultdict(list)
+    for row in results:
+        groups[row["op"], row["family"], row["layout"], row["dtype"]].append(row)
+    table = rich.table.Table(
+        title="PyTorch / ours: geometric mean (least); share of the roofline", title_justify="left"
+    )
+    for name in ("op", "family", "layout", "dtype", *PASSES, "roofline", "short", "below guard"):
+        table.add_column(name)
+    for key, rows in groups.items():
+        cells = []
+        for name in PASSES:
+            ratios = [row["ratio"] for row in rows if row["pass"] == name]
+            cells.append(f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else "")
+        shares = [row["roofline"] for row in rows]
+        cells.append(f"{geometric_mean(shares):.2f} ({min(shares):.2f})")
+        cells += [f"{sum(bool(row['misses']) for row in rows)}/{len(rows)}", str(sum(r["below_guard"] for r in rows))]
+        table.add_row(*key, *cells)
+    CONSOLE.print(table)
+    short = sum(bool(row["misses"]) for row in results)
+    CONSOLE.print(
+        f"{short} of {len(results)} rows are short of a floor, {sum(r['below_guard'] for r in results)} below 0.95"
+    )
+    return short
+
+
+def save(path: str, header: dict, results: list[dict]) -> None:
+    """The results as JSON, and a plot for each op and family: PyTorch / ours, by layer and pass."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({**header, "results": results}, indent=1))
+    groups = defaultdict(list)
+    for row in results:
+        groups[row["op"], row["family"]].append(row)
+    for (op, family), rows in groups.items():
+        name = f"{op}-{family}".replace(", ", "-").replace("<= ", "to").replace("> ", "over").replace(" ", "-")
+        _plot(Path(path).with_suffix("").parent / f"{Path(path).stem}-{name}.png", f"{op}, {family}", rows)
+    CONSOLE.print(f"saved {path}")
+
+
+def _plot(path: Path, title: str, rows: list[dict]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = sorted({f"{row['layer']}, {row['dtype']}" for row in rows})
+    figure, axes = plt.subplots(
+        1, len(PASSES), sharey=True, figsize=(13, 1.5 + 0.4 * len(labels)), layout="constrained"
+    )
+    for axis, name in zip(axes, PASSES):
+        for layout, marker in (("contiguous", "s"), ("channels_last", "o")):
+            chosen = [row for row in rows if row["pass"] == name and row["layout"] == layout]
+            y = [labels.index(f"{row['layer']}, {row['dtype']}") for row in chosen]
+            axis.scatter([row["ratio"] for row in chosen], y, marker=marker, alpha=0.6, label=layout)
+        axis.axvline(1, color="gray")
+        axis.set(xscale="log", title=name, xlabel="PyTorch's time / ours")
+        axis.set_yticks(range(len(labels)), labels)
+    axes[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
