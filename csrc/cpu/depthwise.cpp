@@ -54,16 +54,32 @@ Acc<T>* data(const at::Tensor& buffer) {
   return static_cast<Acc<T>*>(buffer.mutable_data_ptr());
 }
 
-// Runs kernel(range, scratch) over all items on the threads of PyTorch's pool. Small work stays on one thread.
-template <class T, class Kernel>
-void parallel(const PassSizes& sizes, const Geometry& g, const Kernel& kernel) {
+// Runs kernel(range, scratch) over all items of a plan on the threads of PyTorch's pool. Small work stays on one thread.
+template <class T, class Plan, class Kernel>
+void parallel(const Plan& plan, const Geometry& g, const Kernel& kernel) {
   constexpr double kWorthAThread = 1 << 15;  // multiply-adds
   const double work = static_cast<double>(g.batch) * std::max(g.in_channels, g.out_channels) * g.out[0] * g.out[1] *
-                      g.out[2] * g.kernel[0] * g.kernel[1] * g.kernel[2] / sizes.items;
+                      g.out[2] * g.kernel[0] * g.kernel[1] * g.kernel[2] / plan.items();
   const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorthAThread / std::max(work, 1.0)));
-  at::parallel_for(0, sizes.items, grain, [&](int64_t begin, int64_t end) {
-    auto* scratch = static_cast<Acc<T>*>(Scratch::of_this_thread().reserve(sizes.scratch * sizeof(Acc<T>)));
+  at::parallel_for(0, plan.items(), grain, [&](int64_t begin, int64_t end) {
+    auto* scratch = static_cast<Acc<T>*>(Scratch::of_this_thread().reserve(plan.scratch_size() * sizeof(Acc<T>)));
     kernel(Range{begin, end}, scratch);
+  });
+}
+
+void correlate(const Geometry& g, bool transposed, const at::Tensor& source, const at::Tensor& weight,
+               const at::Tensor& bias, at::Tensor& target) {
+  dispatch(source, [&]<class T>(T*) {
+    const auto& kernels = table().depthwise<T>();
+    const auto from = view<const T>(source);
+    const auto to = view<T>(target);
+    const CorrelatePlan plan = plan_correlate<T>(g, transposed, layout(from), layout(to));
+    const auto packed = buffer<T>(plan.weight_size(), source);
+    kernels.pack_weight(plan, view<const T>(weight), data<T>(packed));
+    const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      kernels.correlate(plan, from, data<T>(packed), bias_data, to, items, scratch);
+    });
   });
 }
 
@@ -71,55 +87,38 @@ void parallel(const PassSizes& sizes, const Geometry& g, const Kernel& kernel) {
 
 void depthwise_forward(const Geometry& g, const at::Tensor& input, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias, at::Tensor& output) {
-  const auto contiguous_bias = bias && bias->defined() ? bias->contiguous() : at::Tensor();
-  dispatch(input, [&]<class T>(T*) {
-    const auto& kernels = table().depthwise<T>();
-    const PassSizes sizes = kernels.forward_sizes(g);
-    const auto packed = buffer<T>(sizes.packed_weight, input);
-    kernels.pack_weight_forward(g, view<const T>(weight), data<T>(packed));
-    const auto* bias_data =
-        contiguous_bias.defined() ? static_cast<const T*>(contiguous_bias.const_data_ptr()) : nullptr;
-    parallel<T>(sizes, g, [&](Range items, Acc<T>* scratch) {
-      kernels.forward(g, view<const T>(input), data<T>(packed), bias_data, view<T>(output), items, scratch);
-    });
-  });
+  correlate(g, false, input, weight, bias && bias->defined() ? bias->contiguous() : at::Tensor(), output);
 }
 
 void depthwise_grad_input(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
                           at::Tensor& grad_input) {
-  dispatch(grad_output, [&]<class T>(T*) {
-    const auto& kernels = table().depthwise<T>();
-    const PassSizes sizes = kernels.grad_input_sizes(g);
-    const auto packed = buffer<T>(sizes.packed_weight, weight);
-    kernels.pack_weight_grad_input(g, view<const T>(weight), data<T>(packed));
-    parallel<T>(sizes, g, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_input(g, view<const T>(grad_output), data<T>(packed), view<T>(grad_input), items, scratch);
-    });
-  });
+  correlate(g, true, grad_output, weight, {}, grad_input);
 }
 
 void depthwise_grad_weight(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                            at::Tensor& grad_weight) {
   dispatch(grad_output, [&]<class T>(T*) {
     const auto& kernels = table().depthwise<T>();
-    const PassSizes sizes = kernels.grad_weight_sizes(g);
-    const auto sums = buffer<T>(sizes.partial_sums, input);
-    parallel<T>(sizes, g, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_weight(g, view<const T>(grad_output), view<const T>(input), data<T>(sums), items, scratch);
+    const auto factor = view<const T>(grad_output), source = view<const T>(input);
+    const GradWeightPlan plan = plan_grad_weight<T>(g, layout(factor), layout(source));
+    const auto sums = buffer<T>(plan.partial_sums_size(), input);
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      kernels.grad_weight(plan, factor, source, data<T>(sums), items, scratch);
     });
-    kernels.add_grad_weight(g, data<T>(sums), view<T>(grad_weight));
+    kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
   });
 }
 
 void depthwise_grad_bias(const Geometry& g, const at::Tensor& grad_output, at::Tensor& grad_bias) {
   dispatch(grad_output, [&]<class T>(T*) {
     const auto& kernels = table().depthwise<T>();
-    const PassSizes sizes = kernels.grad_bias_sizes(g);
-    const auto sums = buffer<T>(sizes.partial_sums, grad_output);
-    parallel<T>(sizes, g, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_bias(g, view<const T>(grad_output), data<T>(sums), items, scratch);
+    const auto factor = view<const T>(grad_output);
+    const GradBiasPlan plan = plan_grad_bias<T>(g, layout(factor));
+    const auto sums = buffer<T>(plan.partial_sums_size(), grad_output);
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      kernels.grad_bias(plan, factor, data<T>(sums), items, scratch);
     });
-    kernels.add_grad_bias(g, data<T>(sums), static_cast<T*>(grad_bias.mutable_data_ptr()));
+    kernels.add_grad_bias(plan, data<T>(sums), static_cast<T*>(grad_bias.mutable_data_ptr()));
   });
 }
 

@@ -5,11 +5,11 @@
 //   grad_weight[c, t] = sum over n, o of grad_output[n, output(c), o] * input[n, input(c), o * stride + t * dilation -
 //   pad] grad_bias[c]      = sum over n, o of grad_output[n, c, o]
 //
-// Lanes are the weight's channels. An item is one block of channels and one slice of the positions; blocks alone feed
-// the threads when channels are many. For each row of grad_output, taps stay in registers while the row streams past
-// the packed input rows; a row's sum starts from zero, a few rows' sums are added, and those
-// are added with compensation: the rounding error does not grow with the number of rows. Slices are
-// added in order, so that the result is the same for every number of threads. Sums are in Acc<T>, rounded once.
+// An item is one block of the weight's channels and one slice of the positions; blocks alone feed the threads when
+// channels are many. Lanes are channels or columns, in place or packed, as in correlate.h. Taps stay in registers while
+// one or a few rows of grad_output stream past the input rows; those sums start from zero, some of them are added, and
+// these are added with compensation: the rounding error does not grow with the number of rows. Slices are added in
+// order, so that the result is the same for every number of threads. Sums are in Acc<T>, rounded once.
 //
 // Taps in registers along a row are oneDNN's idea for kernels of up to 3 columns; here they come in chunks of up to 8.
 #include "pack.h"
@@ -17,10 +17,11 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-template <class T>
+template <class T, Order kOrder>
 class GradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
+  static constexpr int64_t kPixel = kOrder == Order::kColumns ? 1 : L;
 
  public:
   GradWeight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums, A* scratch)
@@ -28,10 +29,10 @@ class GradWeight {
         grad_output_(grad_output),
         input_(input),
         partial_sums_(partial_sums),
-        ring_(plan.axes, plan.tiling, scratch),
-        row_(scratch + plan.ring_size()),
-        sums_(row_ + plan.row_size()),
-        totals_(sums_ + plan.sums_size() / 3) {}
+        sums_(scratch),
+        totals_(sums_ + plan.sums_size() / 3),
+        packed_(sums_ + plan.sums_size()),
+        rows_(plan.axes, plan.tiling, packed_ + plan.rows_size()) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();
@@ -39,9 +40,11 @@ class GradWeight {
     const Triple<Axis>& axes = plan_.axes;
     box_ = plan_.slice_box(slice);
     vectors_ = plan_.channels.vectors(block);
-    first_vector_ = block * plan_.channels.block_vectors();
-    for (int64_t v = 0; v < vectors_; ++v)
-      lanes_[v] = Lanes<A>((first_vector_ + v) * L, plan_.channels.channels, plan_.output_map, grad_output_.c);
+    first_vector_ = block * plan_.channels.width;
+    last_shift_ = plan_.channels.shift(block);
+    if constexpr (kOrder == Order::kChannels)
+      for (int64_t v = 0; v < vectors_; ++v)
+        lanes_[v] = Lanes<A>((first_vector_ + v) * L, plan_.channels.channels, plan_.output_map, grad_output_.c);
     for (int64_t d = 0; d < axes[0].kernel; d += tiling.taps[0])
       for (int64_t h = 0; h < axes[1].kernel; h += tiling.taps[1])
         for (int64_t w = 0; w < axes[2].kernel; w += tiling.taps[2]) {
@@ -54,74 +57,167 @@ class GradWeight {
   }
 
  private:
+  // Columns of the current tile that share their taps.
+  struct Segment {
+    int64_t first, count;  // columns, counted from the tile's first
+    int64_t source;        // where the first tap of the first column lies in a source row, in elements
+    Range taps;            // of the block
+  };
+  // Rows of the kernel whose sums are taken at once, and the runs that all of them have.
+  struct Rows {
+    int64_t kernel_row, first_run, run_count;
+    bool at_once;
+  };
+  static constexpr int64_t kMaxSegments = kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 1 : 1;
+  static constexpr int64_t kMaxRuns = kMaxRows * kMaxTileRows;
+
   // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
-  int64_t block_tap(int64_t v, int64_t d, int64_t h, int64_t w) const {
-    return ((v * plan_.tiling.taps[0] + d) * plan_.tiling.taps[1] + h) * plan_.tiling.taps[2] + w;
+  int64_t block_tap(int64_t v, int64_t kernel_row, int64_t w) const {
+    return (v * plan_.tiling.taps[0] * plan_.tiling.taps[1] + kernel_row) * plan_.tiling.taps[2] + w;
+  }
+  int64_t kernel_row(int64_t d, int64_t h) const {
+    return (d - taps_[0].begin) * plan_.tiling.taps[1] + h - taps_[1].begin;
   }
 
   void add_to_totals() {
     for (int64_t i = 0; i < vectors_ * plan_.block_taps(); ++i) add_short_sum(sums_ + i * L, totals_ + 2 * i * L);
-    summed_rows_ = 0;
+    summed_ = 0;
   }
 
   void tap_block(int64_t block) {
-    for (int64_t i = 0; i < plan_.sums_size(); i += L) Vec<A>::zero().store(sums_ + i);
-    summed_rows_ = 0;
+    fill_zero(sums_, 3 * plan_.block_taps() * plan_.channels.max_vectors() * L);
+    summed_ = 0;
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
+    const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.tiling.columns);
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
-      ring_.set_channels(input_, n, plan_.channels, block, plan_.input_map);
-      for (int64_t j = box_.w.begin; j < box_.w.end; j += plan_.tiling.columns) {
-        if (!set_columns({j, std::min(j + plan_.tiling.columns, box_.w.end)})) continue;
+      rows_.set_channels(input_, n, plan_.channels, block, plan_.input_map);
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range columns = part(count, tiles, i);
+        if (!set_columns({box_.w.begin + columns.begin, box_.w.begin + columns.end})) continue;
         for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d.classes; ++fd)
           for (int64_t id = fd; id < box_.d.end; id += d.classes) {
             const TapWalk depths(d, id, taps_[0], plan_.tiling.slots[0]);
             for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
-              for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(n, id, ih, depths);
+              for (int64_t ih = fh; ih < box_.h.end; ih += h.classes * plan_.tile_rows) rows(n, id, ih, depths);
           }
       }
     }
     add_to_totals();
   }
 
-  // Returns whether any tap of the block meets the image.
   bool set_columns(Range columns) {
     const Axis& w = plan_.axes[2];
     const Phase p = w.phase(0);
-    const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
     columns_ = columns;
-    column_taps_ = p.clip(first, last, w.source, taps_[2]);
-    if (size(column_taps_) == 0) return false;
-    ring_.set_columns({first + column_taps_.begin * p.step, last + (column_taps_.end - 1) * p.step + 1});
-    return true;
+    segment_count_ = 0;
+    if constexpr (kOrder == Order::kInPlace) {
+      rows_.set_columns(columns);
+      for (int64_t j = columns.begin, next; j < columns.end; j = next) {
+        const int64_t source = p.source(j, 0);
+        const Range taps = p.clip(source, source, w.source, taps_[2]);
+        next = std::min(columns.end, j + p.same_taps(source, w.source, taps));
+        if (size(taps) > 0)
+          segments_[segment_count_++] = {j - columns.begin, next - j, p.source(j, taps.begin) * rows_.pixel(), taps};
+      }
+    } else {
+      const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
+      const Range taps = p.clip(first, last, w.source, taps_[2]);
+      if (size(taps) == 0) return false;
+      rows_.set_columns({first + taps.begin * p.step,
+                         last + (taps.end - 1) * p.step + 1 + (kOrder == Order::kColumns ? L - 1 : 0)});
+      segments_[segment_count_++] = {0, size(columns), 0, taps};
+    }
+    return segment_count_ > 0;
   }
 
-  void row(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
+  // Lists the runs of the rows of grad_output h, h + classes, ...: first which source rows each kernel row meets.
+  void list_runs(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
+    const Axis& axis = plan_.axes[1];
+    const int64_t kernel_rows = plan_.tiling.taps[0] * plan_.tiling.taps[1];
+    const A* met[kMaxTileRows][kMaxRows];
+    const A* factor[kMaxTileRows];
     int64_t rows = 0;
-    for (TapWalk td = depths; td.count > 0; td.next())
-      for (TapWalk th(plan_.axes[1], h, taps_[1], plan_.tiling.slots[1]); th.count > 0; th.next())
-        rows_[rows++] = {ring_.row(0, 0, td, th), sums_ + block_tap(0, td.tap - taps_[0].begin, th.tap - taps_[1].begin,
-                                                                    column_taps_.begin - taps_[2].begin) *
-                                                              L};
-    if (rows == 0) return;
-    if (++summed_rows_ == kShortSum) add_to_totals();
+    for (; rows < plan_.tile_rows && h < box_.h.end; ++rows, h += axis.classes) {
+      factor[rows] = factor_row(n, d, h, rows);
+      std::fill_n(met[rows], kernel_rows, nullptr);
+      for (TapWalk td = depths; td.count > 0; td.next())
+        for (TapWalk th(axis, h, taps_[1], plan_.tiling.slots[1]); th.count > 0; th.next())
+          met[rows][kernel_row(td.tap, th.tap)] = rows_.row(0, 0, td, th);
+    }
+    int64_t runs = 0;
+    rows_count_ = 0;
+    const auto add = [&](int64_t first, int64_t count, const auto& wanted) {
+      const int64_t first_run = runs;
+      for (int64_t i = 0; i < rows; ++i) {
+        if (!wanted(i)) continue;
+        runs_[runs].factor = factor[i];
+        for (int64_t r = 0; r < count; ++r) runs_[runs].source[r] = met[i][first + r];
+        ++runs;
+      }
+      if (runs > first_run) kernel_rows_[rows_count_++] = {first, first_run, runs - first_run, count > 1};
+    };
+    const bool at_once = plan_.tiling.taps[2] <= 3;
+    int64_t r = 0;
+    for (; at_once && r + kRowsAtOnce <= kernel_rows; r += kRowsAtOnce) {
+      const auto all = [&](int64_t i) {
+        return std::count(met[i] + r, met[i] + r + kRowsAtOnce, nullptr) == 0;
+      };
+      add(r, kRowsAtOnce, all);
+      for (int64_t one = r; one < r + kRowsAtOnce; ++one)
+        add(one, 1, [&](int64_t i) { return met[i][one] != nullptr && !all(i); });
+    }
+    for (; r < kernel_rows; ++r) add(r, 1, [&](int64_t i) { return met[i][r] != nullptr; });
+  }
 
-    const int64_t columns = size(columns_), taps = size(column_taps_);
+  // A row of grad_output as the kernels read it.
+  const A* factor_row(int64_t n, int64_t d, int64_t h, int64_t slot) {
     const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
                     columns_.begin * grad_output_.spatial[2];
-    const int64_t chunks = ceil_div(taps, 8);
-    for (int64_t v = 0; v < vectors_; ++v) {
-      pack_columns(from, grad_output_.spatial[2], lanes_[v], columns, row_);
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-        const Range t = part(taps, chunks, chunk);
-        const int64_t step = taps > 1 ? plan_.axes[2].dilation * L : 0;
-        const TapSum<A> sum{.rows = rows_,
-                            .source_offset = v * ring_.vector_stride() + t.begin * step,
-                            .source_stride = columns > 1 ? plan_.axes[2].stride * L : 0,
-                            .step = step,
-                            .factor = row_,
-                            .columns = columns,
-                            .sums_offset = (v * plan_.block_taps() + t.begin) * L};
-        sum_chunk(sum, rows, size(t));
+    if constexpr (kOrder == Order::kInPlace) {
+      return from + plan_.channels.first(first_vector_);
+    } else {
+      const int64_t stride = grad_output_.spatial[2];
+      A* const row = packed_ + slot * vectors_ * row_vector();
+      for (int64_t v = 0; v < vectors_; ++v) {
+        A* to = row + v * row_vector();
+        if constexpr (kOrder == Order::kColumns)
+          pack_line(from + plan_.output_map(first_vector_ + v) * grad_output_.c, stride, size(columns_), to);
+        else pack_columns(from, stride, lanes_[v], size(columns_), to);
+      }
+      return row;
+    }
+  }
+  int64_t row_vector() const { return plan_.row_columns() * kPixel; }
+
+  void rows(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
+    list_runs(n, d, h, depths);
+    if (rows_count_ == 0) return;
+    if (++summed_ == kShortSum) add_to_totals();
+    const Axis& w = plan_.axes[2];
+    TapSum<A> sum{};
+    sum.factor_stride = kOrder == Order::kInPlace ? grad_output_.spatial[2] : L;
+    sum.row_sums = plan_.tiling.taps[2] * L;
+    for (int64_t i = 0; i < segment_count_; ++i) {
+      const Segment& s = segments_[i];
+      const int64_t taps = size(s.taps), chunks = ceil_div(taps, 8);
+      sum.source_stride = kOrder == Order::kColumns ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
+      sum.step = taps > 1 ? w.dilation * rows_.pixel() : 0;
+      sum.columns = kOrder == Order::kColumns ? s.count / L : s.count;
+      sum.rest = kOrder == Order::kColumns ? s.count % L : 0;
+      for (int64_t v = 0; v < vectors_; ++v) {
+        const int64_t shift = kOrder == Order::kInPlace && v + 1 == vectors_ ? last_shift_ : 0;
+        sum.factor_offset = kOrder == Order::kInPlace ? s.first * grad_output_.spatial[2] + v * L - shift : v * row_vector();
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const Range t = part(taps, chunks, chunk);
+          sum.source_offset = s.source + v * rows_.vector_stride() - shift + t.begin * sum.step;
+          for (int64_t r = 0; r < rows_count_; ++r) {
+            const Rows& k = kernel_rows_[r];
+            sum.runs = runs_ + k.first_run;
+            sum.run_count = k.run_count;
+            sum.sums = sums_ + block_tap(v, k.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
+            sum_taps(sum, k.at_once, size(t));
+          }
+        }
       }
     }
   }
@@ -133,43 +229,59 @@ class GradWeight {
         for (int64_t h = taps_[1].begin; h < taps_[1].end; ++h)
           for (int64_t w = taps_[2].begin; w < taps_[2].end; ++w) {
             const int64_t tap = (d * plan_.axes[1].kernel + h) * plan_.axes[2].kernel + w;
-            const int64_t i = block_tap(v, d - taps_[0].begin, h - taps_[1].begin, w - taps_[2].begin);
-            Vec<A>::load(totals_ + 2 * i * L).store(partial + ((first_vector_ + v) * plan_.taps() + tap) * L);
+            const A* total = totals_ + 2 * block_tap(v, kernel_row(d, h), w - taps_[2].begin) * L;
+            A* to = partial + ((first_vector_ + v) * plan_.taps() + tap) * kPixel;
+            if constexpr (kOrder == Order::kColumns) *to = sum_lanes(total);
+            else Vec<A>::load(total).store(to);
           }
   }
 
   const GradWeightPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  PackedRing<T> ring_;
-  A* const row_;
-  A* const sums_;    // of up to kShortSum rows
+  A* const sums_;    // of up to kShortSum times some rows
   A* const totals_;  // of sums, with the rounding error so far
+  A* const packed_;  // rows of grad_output
+  SourceRows<T, kOrder> rows_;
 
   Box box_;
-  int64_t vectors_, first_vector_;
+  int64_t vectors_, first_vector_, last_shift_;
   Lanes<A> lanes_[kMaxVectors];
   Triple<Range> taps_;
-  Range columns_, column_taps_;
-  int64_t summed_rows_;
-  TapRow<A> rows_[kMaxRows];
+  Range columns_;
+  Segment segments_[kMaxSegments];
+  int64_t segment_count_;
+  int64_t summed_;
+  TapRun<A> runs_[kMaxRuns];
+  Rows kernel_rows_[2 * kMaxRows];
+  int64_t rows_count_;
 };
 
+// Adds the slices in order; what comes first is the sum.
+template <class A>
+void add_slices(int64_t slices, int64_t slice_size, A* partial_sums) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t slice = 1; slice < slices; ++slice) {
+    const A* from = partial_sums + slice * slice_size;
+    int64_t i = 0;
+    for (; i + L <= slice_size; i += L)
+      (Vec<A>::load(partial_sums + i) + Vec<A>::load(from + i)).store(partial_sums + i);
+    for (; i < slice_size; ++i) partial_sums[i] += from[i];
+  }
+}
+
 template <class T>
-void add_grad_weight(const ConvGeometry<int64_t>& g, const Acc<T>* partial_sums, View<T> grad_weight) {
-  constexpr int64_t L = kLanes<Acc<T>>;
-  const GradWeightPlan p = plan_grad_weight<Acc<T>>(g);
-  const int64_t m = multiplier(g), slices = p.parts.count();
+void add_grad_weight(const GradWeightPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
+  add_slices(p.parts.count(), p.slice_size(), partial_sums);
+  const int64_t m = p.multiplier, lanes = p.channels.lanes;
   for (int64_t c = 0; c < p.channels.channels; ++c) {
-    T* to = output_is_wide(g) ? grad_weight.at(c, 0) : grad_weight.at(c / m, c % m);
-    const Acc<T>* from = partial_sums + c / L * p.taps() * L + c % L;
-    for (int64_t d = 0; d < g.kernel[0]; ++d)
-      for (int64_t h = 0; h < g.kernel[1]; ++h)
-        for (int64_t w = 0; w < g.kernel[2]; ++w, from += L) {
-          Acc<T> sum = 0;
-          for (int64_t slice = 0; slice < slices; ++slice) sum += from[slice * p.slice_size()];
-          narrow(sum, to + d * grad_weight.spatial[0] + h * grad_weight.spatial[1] + w * grad_weight.spatial[2]);
-        }
+    T* to = p.wide_weight ? grad_weight.at(c, 0) : grad_weight.at(c / m, c % m);
+    const int64_t vector = c / lanes;
+    const Acc<T>* from = partial_sums + vector * p.taps() * lanes + c - p.channels.first(vector);
+    for (int64_t d = 0; d < p.axes[0].kernel; ++d)
+      for (int64_t h = 0; h < p.axes[1].kernel; ++h)
+        for (int64_t w = 0; w < p.axes[2].kernel; ++w, from += lanes)
+          narrow(*from, to + d * grad_weight.spatial[0] + h * grad_weight.spatial[1] + w * grad_weight.spatial[2]);
   }
 }
 
@@ -177,42 +289,41 @@ template <class T>
 void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial_sums, int64_t item, Acc<T>* row) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
+  const bool lines = p.order == Order::kColumns;
   const int64_t block = item % p.channels.blocks(), slice = item / p.channels.blocks();
   const Box box = p.slice_box(slice);
-  A ones[L];
-  Vec<A>::broadcast(1).store(ones);
   for (int64_t v = 0; v < p.channels.vectors(block); ++v) {
-    const int64_t vector = block * p.channels.block_vectors() + v;
-    const Lanes<A> lanes(vector * L, p.channels.channels, {1, 1}, grad_output.c);
+    const int64_t vector = block * p.channels.width + v;
+    const Lanes<A> lanes(lines ? 0 : vector * L, lines ? 1 : p.channels.channels, {1, 1}, grad_output.c);
     A sum[L] = {}, total[2 * L] = {};
-    const TapRow<A> ones_row{ones, sum};
     int64_t rows = 0;
     for (int64_t n = box.n.begin; n < box.n.end; ++n)
       for (int64_t d = box.d.begin; d < box.d.end; ++d)
         for (int64_t h = box.h.begin; h < box.h.end; ++h)
           for (int64_t w = box.w.begin; w < box.w.end; w += kMaxColumns) {
             const int64_t columns = std::min(kMaxColumns, box.w.end - w);
-            pack_columns(grad_output.data + n * grad_output.n + d * grad_output.spatial[0] +
-                             h * grad_output.spatial[1] + w * grad_output.spatial[2],
-                         grad_output.spatial[2], lanes, columns, row);
-            const TapSum<A> taps{.rows = &ones_row,
-                                 .source_offset = 0,
-                                 .source_stride = 0,
-                                 .step = 0,
-                                 .factor = row,
-                                 .columns = columns,
-                                 .sums_offset = 0};
-            sum_taps<A, 1, 1, 8>(taps, 0);
+            const T* from = grad_output.data + n * grad_output.n + d * grad_output.spatial[0] +
+                            h * grad_output.spatial[1] + w * grad_output.spatial[2];
+            int64_t vectors = columns;
+            if (lines) {
+              vectors = ceil_div(columns, L);
+              fill_zero(row + columns, vectors * L - columns);
+              pack_line(from + vector * grad_output.c, grad_output.spatial[2], columns, row);
+            } else {
+              pack_columns(from, grad_output.spatial[2], lanes, columns, row);
+            }
+            add_vectors(row, vectors, sum);
             if (++rows % kShortSum == 0) add_short_sum(sum, total);
           }
     add_short_sum(sum, total);
-    Vec<A>::load(total).store(partial_sums + slice * p.slice_size() + vector * L);
+    A* const to = partial_sums + slice * p.slice_size() + vector * p.channels.lanes;
+    if (lines) *to = sum_lanes(total);
+    else Vec<A>::load(total).store(to);
   }
 }
 
 template <class T>
-void add_grad_bias(const ConvGeometry<int64_t>& g, const Acc<T>* partial_sums, T* grad_bias) {
-  const GradBiasPlan p = plan_grad_bias<Acc<T>>(g);
+void add_grad_bias(const GradBiasPlan& p, const Acc<T>* partial_sums, T* grad_bias) {
   for (int64_t c = 0; c < p.channels.channels; ++c) {
     double sum = 0;  // slices of opposite signs may cancel
     for (int64_t slice = 0; slice < p.parts.count(); ++slice) sum += partial_sums[slice * p.slice_size() + c];

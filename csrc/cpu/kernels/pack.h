@@ -2,8 +2,10 @@
 
 // Packing: rows of a tensor view, of any strides and storage type, to and from the order the kernels compute in.
 //
-//   packed[v][column][lane] = tensor[n, channel(v, lane), d, h, column]     in Acc<T>, zero outside the image
+//   channels are lanes   packed[v][column][lane] = tensor[n, channel(v, lane), d, h, column]
+//   columns are lanes    packed[v][column] = tensor[n, channel(v), d, h, column]
 //
+// in Acc<T>, zero outside the image.
 // A packed row is read many times and packed once. Lanes beyond the last channel are zero and never stored.
 #include "simd.h"
 
@@ -86,69 +88,116 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
   }
 }
 
-// Columns [begin, end) of a row of `size` columns; those outside of it are zero.
+// The same for one channel, columns as lanes.
 template <class T>
-void pack_row(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int64_t size, Range range, Acc<T>* packed) {
+void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed) {
   constexpr int64_t L = kLanes<Acc<T>>;
-  const int64_t begin = range.begin < 0 ? 0 : range.begin, end = range.end < size ? range.end : size;
-  int64_t column = range.begin;
-  for (; column < begin && column < range.end; ++column, packed += L) Vec<Acc<T>>::zero().store(packed);
-  if (begin < end) {
-    pack_columns(row + begin * stride, stride, lanes, end - begin, packed);
-    packed += (end - begin) * L;
-    column = end;
-  }
-  for (; column < range.end; ++column, packed += L) Vec<Acc<T>>::zero().store(packed);
+  int64_t j = 0;
+  if (stride == 1)
+    for (; j + L <= columns; j += L) load_wide(row + j).store(packed + j);
+  for (; j < columns; ++j) packed[j] = widen(row[j * stride]);
 }
 
-// A direct-mapped cache of packed source rows. Source rows that the taps of one target row need have different slots,
-// and rows are visited in an order in which each is packed once per tile and block of taps.
 template <class T>
-class PackedRing {
+void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) {
+  using V = Vec<Acc<T>>;
+  constexpr int64_t L = kLanes<Acc<T>>;
+  int64_t j = 0;
+  if (stride == 1)
+    for (; j + L <= columns; j += L) store_rounded(row + j, V::load(packed + j));
+  for (; j < columns; ++j) narrow(packed[j], row + j * stride);
+}
+
+template <class A>
+A* fill_zero(A* to, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes<A> <= count; i += kLanes<A>) Vec<A>::zero().store(to + i);
+  for (; i < count; ++i) to[i] = 0;
+  return to + count;
+}
+
+// Columns of a row of `size` columns, zero where there are none: calls pack(first, columns, to) for those that exist.
+// kPixel: elements in a packed column.
+template <int64_t kPixel, class A, class Pack>
+void pack_row(int64_t size, Range range, A* packed, const Pack& pack) {
+  const int64_t begin = std::clamp<int64_t>(0, range.begin, range.end), end = std::clamp(size, begin, range.end);
+  packed = fill_zero(packed, (begin - range.begin) * kPixel);
+  if (begin < end) pack(begin, end - begin, packed);
+  fill_zero(packed + (end - begin) * kPixel, (range.end - end) * kPixel);
+}
+
+// Source rows as the kernels read them: where they lie (kInPlace), or from a direct-mapped cache of packed rows. Source
+// rows that the taps of one target row need have different slots, and rows are visited in an order in which each is
+// packed once per tile and block of taps.
+template <class T, Order kOrder>
+class SourceRows {
  public:
   using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+  static constexpr int64_t kPixel = kOrder == Order::kColumns ? 1 : L;
 
-  PackedRing(const Triple<Axis>& axes, const Tiling& tiling, A* scratch)
+  SourceRows(const Triple<Axis>& axes, const Tiling& tiling, A* scratch)
       : axes_(axes), tiling_(tiling), ring_(scratch) {}
 
-  void set_channels(View<const T> source, int64_t n, Channels channels, int64_t block, ChannelMap map) {
+  void set_channels(View<const T> source, int64_t n, const Channels& channels, int64_t block, ChannelMap map) {
     source_ = source;
     source_.data = source.data + n * source.n;
     vectors_ = channels.vectors(block);
-    for (int64_t v = 0; v < vectors_; ++v)
-      lanes_[v] = Lanes<A>((block * channels.block_vectors() + v) * kLanes<A>, channels.channels, map, source.c);
+    const int64_t first = block * channels.width;
+    if constexpr (kOrder == Order::kInPlace) source_.data += channels.first(first);
+    else if constexpr (kOrder == Order::kColumns)
+      for (int64_t v = 0; v < vectors_; ++v) line_[v] = map(first + v) * source.c;
+    else
+      for (int64_t v = 0; v < vectors_; ++v) lanes_[v] = Lanes<A>((first + v) * L, channels.channels, map, source.c);
   }
 
   // Forgets all rows; those packed from now on hold these columns.
   void set_columns(Range columns) {
     columns_ = columns;
-    for (int64_t i = 0; i < tiling_.rows(); ++i) tags_[i] = -1;
+    if constexpr (kOrder != Order::kInPlace) std::fill_n(tags_, tiling_.rows(), -1);
   }
 
-  int64_t vector_stride() const { return (columns_.end - columns_.begin) * kLanes<A>; }
+  // Elements from column to column, and from one vector of channels to the next.
+  int64_t pixel() const { return kOrder == Order::kInPlace ? source_.spatial[2] : kPixel; }
+  int64_t vector_stride() const { return kOrder == Order::kInPlace ? L : size(columns_) * kPixel; }
+  // The column at which a row starts.
+  int64_t first_column() const { return kOrder == Order::kInPlace ? 0 : columns_.begin; }
 
-  // Row [vector][column][lane] of a term, which has slot `term_slot`, at the source positions of two walks.
+  // Row of a term, which has slot `term_slot`, at the source positions of two walks.
   const A* row(int64_t term_slot, int64_t term, const TapWalk& d, const TapWalk& h) {
-    const int64_t slot = (term_slot * tiling_.slots[0] + d.slot) * tiling_.slots[1] + h.slot;
-    const int64_t tag = d.source * axes_[1].source + h.source;
-    A* packed = ring_ + slot * (tiling_.slots[2] * kLanes<A>)*vectors_;
-    if (tags_[slot] != tag) {
-      tags_[slot] = tag;
-      const T* from = source_.data + term * source_.c + d.source * source_.spatial[0] + h.source * source_.spatial[1];
-      for (int64_t v = 0; v < vectors_; ++v)
-        pack_row(from, source_.spatial[2], lanes_[v], axes_[2].source, columns_, packed + v * vector_stride());
+    const T* from = source_.data + term * source_.c + d.source * source_.spatial[0] + h.source * source_.spatial[1];
+    if constexpr (kOrder == Order::kInPlace) {
+      return from;
+    } else {
+      const int64_t slot = (term_slot * tiling_.slots[0] + d.slot) * tiling_.slots[1] + h.slot;
+      const int64_t tag = d.source * axes_[1].source + h.source;
+      A* packed = ring_ + slot * tiling_.slots[2] * kPixel * vectors_;
+      if (tags_[slot] != tag) {
+        tags_[slot] = tag;
+        pack(from, packed);
+      }
+      return packed;
     }
-    return packed;
   }
 
  private:
+  void pack(const T* from, A* packed) const {
+    const int64_t stride = source_.spatial[2];
+    for (int64_t v = 0; v < vectors_; ++v, packed += vector_stride())
+      pack_row<kPixel>(axes_[2].source, columns_, packed, [&](int64_t first, int64_t columns, A* to) {
+        if constexpr (kOrder == Order::kColumns) pack_line(from + line_[v] + first * stride, stride, columns, to);
+        else pack_columns(from + first * stride, stride, lanes_[v], columns, to);
+      });
+  }
+
   const Triple<Axis>& axes_;
   const Tiling& tiling_;
   A* ring_;
   View<const T> source_{};
-  Lanes<A> lanes_[kMaxVectors];
   int64_t vectors_ = 0;
   Range columns_{};
+  int64_t line_[kMaxVectors];
+  Lanes<A> lanes_[kMaxVectors];
   int64_t tags_[kMaxRows];
 };
 

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <concepts>
+
+#include "../../core/dtype.h"
 #include "plan.h"
 
 // The plans of the passes: made from the geometry alone, so that every thread, instruction set and run agrees on them.
@@ -18,55 +21,111 @@ inline Box box(const Parts& parts, int64_t n, int64_t d, int64_t h, int64_t w, i
 
 // Forward and grad input.
 struct CorrelatePlan {
+  Order order;
   Triple<Axis> axes;
   Channels channels;  // of the target
   ChannelMap map;     // from target to source
   int64_t terms;      // source channels per target channel
+  int64_t multiplier;
+  bool wide_weight;   // the weight has an output channel for each wide one, else `multiplier` inputs for each output
   int64_t group;      // column phases that are computed together
   int64_t batch;
+  int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
   Parts parts;
   int64_t tile_rows;  // target rows whose sums are kept: all of an item if its taps come in blocks
 
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
-  int64_t tile_columns() const { return tiling.columns * group; }
+  // Columns of a tile in memory; the last vector of columns may be a part.
+  int64_t tile_columns() const {
+    return order == Order::kColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns * group;
+  }
   int64_t items() const { return parts.count() * channels.blocks(); }
-  // Elements, given L lanes. In scratch lie the ring, the tile and the bias.
-  int64_t ring_size() const { return tiling.ring() * channels.block_vectors() * channels.lanes; }
-  int64_t tile_size() const { return tile_rows * tile_columns() * channels.block_vectors() * channels.lanes; }
-  int64_t bias_size() const { return channels.block_vectors() * channels.lanes; }
+  // In elements. In scratch lie the ring, the tile and the bias.
+  int64_t ring_size() const {
+    return order == Order::kInPlace ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
+  }
+  int64_t tile_size() const {
+    return order == Order::kInPlace ? 0 : tile_rows * tile_columns() * channels.max_vectors() * channels.lanes;
+  }
+  int64_t bias_size() const { return channels.max_vectors() * lanes; }
+  int64_t scratch_size() const { return bias_size() + tile_size() + ring_size(); }
   int64_t weight_size() const { return channels.all_vectors() * channels.lanes * terms * taps(); }
   Box item_box(int64_t item) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / channels.blocks());
   }
 };
 
-template <class A>
-CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed) {
+namespace detail {
+
+// Columns as lanes suit rows that are long and adjacent in memory, and tensors with too few channels for a vector.
+inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, Layout source, Layout target) {
+  if (w.phases != 1 || w.source_stride() != 1 || w.target < 2 * lanes) return false;
+  if (2 * channels <= lanes) return true;
+  return w.target >= 3 * lanes && source.column == 1 && target.column == 1;
+}
+
+// Reading in place does not pay where most columns lack a tap or two, nor where the weights do not fit in the cache.
+inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
+  if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
+  const int64_t rows = axes[0].kernel * axes[1].kernel;
+  const Axis& w = axes[2];
+  return rows * w.kernel * 32 <= kWeightBytes && rows <= kMaxRows && w.max_taps <= kMaxColumnTaps &&
+         2 * (w.max_taps - 1) <= w.source / w.unit;
+}
+
+}  // namespace detail
+
+template <class T>
+CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
+  using A = Acc<T>;
   CorrelatePlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = transposed ? grad_input_axis(g, i) : forward_axis(g, i);
-  const int64_t m = multiplier(g);
+  const int64_t m = multiplier(g), channels = transposed ? g.in_channels : g.out_channels;
   const bool wide_target = output_is_wide(g) != transposed;
-  p.channels = {transposed ? g.in_channels : g.out_channels, kLanes<A>};
   p.map = wide_target ? ChannelMap{1, m} : ChannelMap{m, 1};
   p.terms = wide_target ? 1 : m;
+  p.multiplier = m;
+  p.wide_weight = output_is_wide(g);
   p.batch = g.batch;
-
+  p.lanes = kLanes<A>;
   const Axis& w = p.axes[2];
-  const int64_t phases = std::min(w.phases, w.target);
-  p.group = w.unit == 1 && phases <= kMaxGroup ? phases : 1;
-  const int64_t pixel_bytes = p.channels.block_vectors() * 32;
-  p.tiling = make_tiling(p.axes, p.terms, p.group, pixel_bytes);
+  const bool convert = !std::same_as<T, A>;
+  const bool in_place = !convert && m == 1 && detail::reads_in_place(p.axes, channels, p.lanes, source, target);
+  p.order = in_place                                                            ? Order::kInPlace
+            : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
+                                                                                : Order::kChannels;
 
   int64_t needed = ceil_div(kParts, g.batch);
+  const int64_t phases = std::min(w.phases, w.target);
+  p.group = phases <= kMaxGroup && (in_place || w.unit == 1) ? phases : 1;
+  switch (p.order) {
+    case Order::kInPlace:
+      p.channels = cut_channels(channels, p.lanes, true, 8, std::min(kWeightBytes / (32 * p.taps()), kMaxVectors - 1),
+                                ceil_div(needed, p.axes[0].target * p.axes[1].target));
+      p.tiling = {w.count(0), 1, {{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}}, {{1, 1, 0}}, true};
+      break;
+    case Order::kChannels:
+      p.channels = cut_channels(channels, p.lanes, false, 2, source.channel == 1 && target.channel == 1 ? 8 : 2, needed);
+      p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
+      break;
+    case Order::kColumns:
+      p.channels = cut_channels(channels, 1, false, 8, 16, needed);
+      p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
+                             kMaxColumns * p.lanes / p.channels.width);
+      p.tiling.slots[2] += p.lanes - 1;  // what the last vector reads
+      break;
+  }
+
   needed = ceil_div(needed, p.channels.blocks());
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
-  p.parts.h = cut(&needed, p.axes[1].target, 4);
+  p.parts.h = cut(&needed, p.axes[1].target, in_place ? 1 : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
   p.tile_rows = 1;
   if (!p.tiling.single) {
-    const int64_t rows = std::max<int64_t>(1, kTileBytes / (p.tile_columns() * pixel_bytes));
+    const int64_t row_bytes = p.tile_columns() * p.channels.width * p.channels.lanes * static_cast<int64_t>(sizeof(A));
+    const int64_t rows = std::max<int64_t>(1, kTileBytes / row_bytes);
     p.parts.d = p.axes[0].target;
     p.parts.h = std::max(p.parts.h, ceil_div(p.axes[1].target, rows));
     p.tile_rows = ceil_div(p.axes[1].target, p.parts.h);
@@ -74,34 +133,51 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed) {
   return p;
 }
 
-// Grad weight: lanes are the wide side's channels, which are also the weight's.
+// Grad weight: channels are the wide side's, which are also the weight's.
 struct GradWeightPlan {
+  Order order;
   Triple<Axis> axes;  // target: grad_output, source: input
   Channels channels;
   ChannelMap output_map, input_map;
+  int64_t multiplier;
+  bool wide_weight;  // as in CorrelatePlan
   int64_t batch;
+  int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
+  int64_t tile_rows;  // rows of grad_output whose products are summed in registers
   Parts parts;
 
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
   int64_t items() const { return parts.count() * channels.blocks(); }
-  // In scratch lie the ring, a packed row of grad_output, and for each tap of a block a short sum, a total and its
-  // error.
-  int64_t ring_size() const { return tiling.ring() * channels.block_vectors() * channels.lanes; }
-  int64_t row_size() const { return tiling.columns * channels.block_vectors() * channels.lanes; }
-  int64_t sums_size() const { return 3 * block_taps() * channels.block_vectors() * channels.lanes; }
+  // Columns of a packed row of grad_output; the last vector of columns may be a part.
+  int64_t row_columns() const {
+    return order == Order::kColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns;
+  }
+  // In elements. In scratch lie for each tap of a block a short sum, a total and its error; packed rows of grad_output;
+  // and the ring.
+  int64_t sums_size() const { return 3 * block_taps() * channels.max_vectors() * lanes; }
+  int64_t rows_size() const {
+    return order == Order::kInPlace ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
+  }
+  int64_t ring_size() const {
+    return order == Order::kInPlace ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
+  }
+  int64_t scratch_size() const { return sums_size() + rows_size() + ring_size(); }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
+  int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].target, slice);
   }
 };
 
-inline constexpr int64_t kMaxBlockTaps = 1024;
+inline constexpr int64_t kMaxBlockTaps = 1024;       // times vectors
+inline constexpr int64_t kSumPositions = 64;         // of grad_output, summed in registers
+inline constexpr int64_t kMaxTileRows = 8;
+inline constexpr int64_t kSlicePositions = 256;      // a slice's sums cost about as much as a few positions
 
 // Slices are for the threads when there are few blocks of channels.
-inline Parts cut_slices(int64_t blocks, int64_t n, const Triple<int64_t>& size) {
-  int64_t needed = ceil_div(kParts, blocks);
+inline Parts cut_slices(int64_t needed, int64_t n, const Triple<int64_t>& size) {
   Parts parts;
   parts.n = cut(&needed, n, 1);
   parts.d = cut(&needed, size[0], 1);
@@ -110,36 +186,79 @@ inline Parts cut_slices(int64_t blocks, int64_t n, const Triple<int64_t>& size) 
   return parts;
 }
 
-template <class A>
-GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g) {
+template <class T>
+GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
+  using A = Acc<T>;
   GradWeightPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
-  const int64_t m = multiplier(g);
-  p.channels = {wide_channels(g), kLanes<A>};
+  const int64_t m = multiplier(g), channels = wide_channels(g);
   p.output_map = output_is_wide(g) ? ChannelMap{1, 1} : ChannelMap{1, m};
   p.input_map = output_is_wide(g) ? ChannelMap{1, m} : ChannelMap{1, 1};
+  p.multiplier = m;
+  p.wide_weight = output_is_wide(g);
   p.batch = g.batch;
-  p.tiling = make_tiling(p.axes, 1, 1, p.channels.block_vectors() * 32, kMaxBlockTaps);
-  p.parts = cut_slices(p.channels.blocks(), g.batch, g.out);
+  p.lanes = kLanes<A>;
+  const Axis &h = p.axes[1], &w = p.axes[2];
+  const bool in_place = std::same_as<T, A> && m == 1 &&
+                        detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
+  p.order = in_place                                                                ? Order::kInPlace
+            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kColumns
+                                                                                    : Order::kChannels;
+
+  const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
+  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, kParts), blocks = ceil_div(kParts, slices);
+  int64_t pixel_bytes = 1, max_columns = kSumPositions;
+  switch (p.order) {
+    case Order::kInPlace:
+      p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
+      break;
+    case Order::kChannels:
+      p.channels = cut_channels(channels, p.lanes, false, 2, input.channel == 1 && grad_output.channel == 1 ? 8 : 2, blocks);
+      pixel_bytes = p.channels.width * 32;
+      break;
+    case Order::kColumns:
+      p.channels = cut_channels(channels, 1, false, 8, 16, blocks);
+      pixel_bytes = p.channels.width * static_cast<int64_t>(sizeof(A));
+      max_columns = kSumPositions * p.lanes;
+      break;
+  }
+  p.tiling = make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
+  if (p.order == Order::kColumns) p.tiling.slots[2] += p.lanes - 1;  // what the last vector reads
+
+  // Rows whose taps interleave with no others' are summed together.
+  const int64_t vectors = ceil_div(p.tiling.columns, p.order == Order::kColumns ? p.lanes : 1);
+  const int64_t advance = h.stride / std::gcd(h.stride, h.dilation);
+  p.tile_rows = std::clamp<int64_t>(kSumPositions / vectors, 1, std::min(kMaxTileRows, h.target));
+  while (p.tile_rows > 1 && (advance > 4 || p.tiling.taps[0] * (p.tiling.taps[1] + (p.tile_rows - 1) * advance) > kMaxRows))
+    --p.tile_rows;
+  p.tiling.slots[1] = std::min(p.tiling.slots[1] + (p.tile_rows - 1) * advance, (h.source - 1) / h.unit + 1);
+  p.parts = cut_slices(std::min(slices, ceil_div(kParts, p.channels.blocks())), g.batch, g.out);
   return p;
 }
 
 // Grad bias: sums of grad_output.
 struct GradBiasPlan {
+  Order order;
   Channels channels;
   int64_t batch;
+  int64_t lanes;
   Triple<int64_t> size;
   Parts parts;
 
   int64_t items() const { return parts.count() * channels.blocks(); }
+  int64_t scratch_size() const { return kMaxColumns * lanes; }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes; }
+  int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const { return box(parts, batch, size[0], size[1], size[2], slice); }
 };
 
-template <class A>
-GradBiasPlan plan_grad_bias(const ConvGeometry<int64_t>& g) {
-  GradBiasPlan p{{g.out_channels, kLanes<A>}, g.batch, g.out, {}};
-  p.parts = cut_slices(p.channels.blocks(), g.batch, g.out);
+template <class T>
+GradBiasPlan plan_grad_bias(const ConvGeometry<int64_t>& g, Layout grad_output) {
+  const int64_t lanes = kLanes<Acc<T>>;
+  const Order order = grad_output.column == 1 && g.out[2] >= lanes ? Order::kColumns : Order::kChannels;
+  GradBiasPlan p{order, {}, g.batch, lanes, g.out, {}};
+  p.channels = cut_channels(g.out_channels, order == Order::kColumns ? 1 : lanes, false, 2, 2, kParts);
+  p.parts = cut_slices(ceil_div(kParts, p.channels.blocks()), g.batch, g.out);
   return p;
 }
 

@@ -21,11 +21,30 @@ namespace torch_ext::cpu {
 template <class A>
 inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));
 
-inline constexpr int64_t kMaxVectors = 2;  // vectors in a block of channels: together a cache line
-inline constexpr int64_t kMaxRows = 128;   // source rows that are packed at a time
-inline constexpr int64_t kMaxGroup = 8;    // column phases that share packed rows
+// What the lanes of a vector are, and where rows of the source are read.
+enum class Order {
+  kInPlace,   // channels, where they lie: adjacent in memory, in the type of the sums; no column is packed
+  kChannels,  // channels, in packed rows
+  kColumns,   // columns, in packed rows of one channel each
+};
+
+// Strides of a tensor, as far as the choice of an order goes.
+struct Layout {
+  int64_t channel, column;
+};
+
+template <class T>
+Layout layout(const View<T>& view) {
+  return {view.c, view.spatial[2]};
+}
+
+inline constexpr int64_t kMaxVectors = 64;        // in a block of channels
+inline constexpr int64_t kMaxColumnTaps = 16;     // in place
+inline constexpr int64_t kMaxRows = 128;          // source rows that are packed at a time
+inline constexpr int64_t kMaxGroup = 8;           // column phases that share packed rows
 inline constexpr int64_t kMaxColumns = 128;
 inline constexpr int64_t kMinColumns = 32;
+inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channels that is read in place
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
@@ -68,6 +87,17 @@ struct Phase {
       if (last >= 0) end = last / -step + 1;
     }
     return {std::max(begin, range.begin), std::min({end, range.end, taps})};
+  }
+
+  // How many positions in a row, from the one that reads tap 0 at `first`, have the same taps `in` inside [0, size).
+  int64_t same_taps(int64_t first, int64_t size, Range in) const {
+    int64_t count = std::numeric_limits<int64_t>::max() / 2;
+    const auto leave = [&](int64_t bound, int64_t t) {  // the positions for which tap t is below a bound
+      const int64_t source = first + t * step;
+      if (source < bound) count = std::min(count, ceil_div(bound - source, stride));
+    };
+    for (int64_t t = 0; t < taps; ++t) leave(in.begin <= t && t < in.end ? size : 0, t);
+    return count;
   }
 };
 
@@ -170,7 +200,7 @@ struct Tiling {
   bool single;            // one block holds all taps
 
   int64_t rows() const { return terms * slots[0] * slots[1]; }
-  int64_t ring() const { return rows() * slots[2]; }  // vectors per vector of channels
+  int64_t ring() const { return rows() * slots[2]; }  // packed columns
 };
 
 namespace detail {
@@ -194,7 +224,7 @@ inline int64_t half(int64_t n) { return (n + 1) / 2; }
 
 // group: column phases in a tile; pixel_bytes: one packed column of a block of channels; max_block: taps in a block.
 inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group, int64_t pixel_bytes,
-                          int64_t max_block = std::numeric_limits<int64_t>::max()) {
+                          int64_t max_columns, int64_t max_block = std::numeric_limits<int64_t>::max()) {
   using detail::half;
   const auto fits = [&](Tiling& t, int64_t bytes) {
     detail::set_slots(axes, group, &t);
@@ -204,7 +234,7 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
     return ring <= bytes && rows <= kMaxRows && rows * t.taps[2] <= max_block;
   };
   const Axis& w = axes[2];
-  Tiling t{.columns = std::min(w.count(0), std::max<int64_t>(1, kMaxColumns / group)),
+  Tiling t{.columns = std::min(w.count(0), std::max<int64_t>(1, max_columns / group)),
            .terms = terms,
            .taps = {{axes[0].max_taps, axes[1].max_taps, w.max_taps}},
            .slots = {},
@@ -242,15 +272,33 @@ inline int64_t cut(int64_t* needed, int64_t size, int64_t shortest) {
   return parts;
 }
 
-// One axis of channels cut into blocks of vectors.
+// One axis of channels cut into vectors, and these into blocks.
 struct Channels {
-  int64_t channels, lanes;  // lanes in a vector
+  int64_t channels;
+  int64_t lanes;  // channels in a vector
+  int64_t width;  // vectors in a block
+  bool overlap;   // the last vector is a whole one: it overlaps the one before, in the same block
 
   int64_t all_vectors() const { return ceil_div(channels, lanes); }
-  int64_t block_vectors() const { return std::min(all_vectors(), kMaxVectors); }
-  int64_t blocks() const { return ceil_div(all_vectors(), block_vectors()); }
-  int64_t vectors(int64_t block) const { return std::min(block_vectors(), all_vectors() - block * block_vectors()); }
+  int64_t blocks() const { return ceil_div(overlap ? channels / lanes : all_vectors(), width); }
+  int64_t max_vectors() const { return width + overlap; }
+  int64_t vectors(int64_t block) const { return block + 1 < blocks() ? width : all_vectors() - block * width; }
+  int64_t first(int64_t vector) const {
+    return overlap ? std::min(vector * lanes, channels - lanes) : vector * lanes;
+  }
+  // By how much the last vector of a block lies before its place.
+  int64_t shift(int64_t block) const { return overlap && block + 1 == blocks() ? all_vectors() * lanes - channels : 0; }
 };
+
+// Blocks of nearly the same number of vectors, at most `most` and at least `least`, many enough for `parts` parts.
+inline Channels cut_channels(int64_t channels, int64_t lanes, bool whole_vectors, int64_t least, int64_t most,
+                             int64_t parts) {
+  Channels c{channels, lanes, 1, whole_vectors && channels % lanes != 0};
+  const int64_t whole = c.overlap ? channels / lanes : c.all_vectors();
+  const int64_t blocks = std::max(ceil_div(whole, most), std::min(parts, ceil_div(whole, least)));
+  c.width = ceil_div(whole, blocks);
+  return c;
+}
 
 // Which channel belongs to a lane: lane * times / over, plus the term. "Wide" is the side with more channels.
 struct ChannelMap {

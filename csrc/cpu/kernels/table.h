@@ -2,48 +2,30 @@
 
 #include <cstdint>
 
-#include "../../core/dtype.h"
-#include "../../core/geometry.h"
-#include "../../core/view.h"
+#include "passes.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
-// caller cuts [0, items) into ranges, gives each thread its own scratch, and owns every buffer. Counts depend on the
-// geometry only, so that results do not depend on how many threads take part.
+// caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements, and
+// owns every buffer. Buffers hold Acc<T> and are aligned to 64 bytes. A plan depends on geometry and layout only, so
+// that results do not depend on how many threads take part.
 namespace torch_ext::cpu {
 
-// How much one pass needs; all buffers hold Acc<T> and are aligned to 64 bytes.
-struct PassSizes {
-  int64_t items;          // independent work items
-  int64_t scratch;        // elements of scratch per thread, at most 1 MiB
-  int64_t packed_weight;  // elements of the packed weight (forward and grad input)
-  int64_t partial_sums;   // elements of the slices' sums (grad weight and grad bias)
-};
-
-// One pass each over a geometry for which is_depthwise() holds and no size is zero.
+// Plans are made for a geometry for which is_depthwise() holds and no size is zero, and for the layouts of the views.
 template <class T>
 struct DepthwiseKernels {
-  PassSizes (*forward_sizes)(const ConvGeometry<int64_t>&);
-  PassSizes (*grad_input_sizes)(const ConvGeometry<int64_t>&);
-  PassSizes (*grad_weight_sizes)(const ConvGeometry<int64_t>&);
-  PassSizes (*grad_bias_sizes)(const ConvGeometry<int64_t>&);
+  // packed_weight has plan.weight_size() elements.
+  void (*pack_weight)(const CorrelatePlan&, View<const T> weight, Acc<T>* packed_weight);
+  // Forward, or grad input: the plan says which. bias may be null; it has one element per target channel, contiguous.
+  void (*correlate)(const CorrelatePlan&, View<const T> source, const Acc<T>* packed_weight, const T* bias,
+                    View<T> target, Range items, Acc<T>* scratch);
 
-  // packed_weight serves the pass it was packed for.
-  void (*pack_weight_forward)(const ConvGeometry<int64_t>&, View<const T> weight, Acc<T>* packed_weight);
-  void (*pack_weight_grad_input)(const ConvGeometry<int64_t>&, View<const T> weight, Acc<T>* packed_weight);
-
-  // bias may be null; it has one element per output channel, contiguous.
-  void (*forward)(const ConvGeometry<int64_t>&, View<const T> input, const Acc<T>* packed_weight, const T* bias,
-                  View<T> output, Range items, Acc<T>* scratch);
-  void (*grad_input)(const ConvGeometry<int64_t>&, View<const T> grad_output, const Acc<T>* packed_weight,
-                     View<T> grad_input, Range items, Acc<T>* scratch);
-
-  // Each item writes its own part of partial_sums; add_* sum the parts in slice order and round once.
-  void (*grad_weight)(const ConvGeometry<int64_t>&, View<const T> grad_output, View<const T> input,
-                      Acc<T>* partial_sums, Range items, Acc<T>* scratch);
-  void (*add_grad_weight)(const ConvGeometry<int64_t>&, const Acc<T>* partial_sums, View<T> grad_weight);
-  void (*grad_bias)(const ConvGeometry<int64_t>&, View<const T> grad_output, Acc<T>* partial_sums, Range items,
-                    Acc<T>* scratch);
-  void (*add_grad_bias)(const ConvGeometry<int64_t>&, const Acc<T>* partial_sums, T* grad_bias);
+  // Each item writes its own part of partial_sums, plan.partial_sums_size() elements; add_* sum the parts in slice order
+  // and round once.
+  void (*grad_weight)(const GradWeightPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
+                      Range items, Acc<T>* scratch);
+  void (*add_grad_weight)(const GradWeightPlan&, Acc<T>* partial_sums, View<T> grad_weight);
+  void (*grad_bias)(const GradBiasPlan&, View<const T> grad_output, Acc<T>* partial_sums, Range items, Acc<T>* scratch);
+  void (*add_grad_bias)(const GradBiasPlan&, const Acc<T>* partial_sums, T* grad_bias);
 };
 
 struct KernelTable {

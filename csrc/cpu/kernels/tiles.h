@@ -20,7 +20,9 @@ struct SourceRow {
   const A* weight;
 };
 
-//   out[j] = initial[j] + sum over rows and t in [0, taps) of weight[t] * source[j * source_stride + t * step]
+//   out[v][j] = initial[v][j] + sum over rows and t in [0, taps) of weight[v][t] * source[v][j * source_stride + t * step]
+//
+// for `vectors` vectors of channels v. Where columns are lanes, j counts vectors of columns, and a weight is one number.
 template <class A>
 struct RowSum {
   const SourceRow<A>* rows;
@@ -33,26 +35,35 @@ struct RowSum {
   int64_t initial_stride;
   A* out;
   int64_t out_stride;
+  int64_t vectors;
+  int64_t source_vector, weight_vector, initial_vector, out_vector;
+  int64_t last_shift;  // the last vector is read and written these many elements before its place
 };
+
+enum class Weights { kVector, kBroadcast };
 
 // A register tile of 1 row by kColumns columns by 1 vector: one weight vector is loaded at a time, and the source is
 // the memory operand of the multiply-add. kStride: columns between neighbours if known, else 0.
-template <class A, int kColumns, int kStride>
-inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t column) {
+template <class A, int kColumns, int kStride, Weights kWeights>
+inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t column, int64_t vector) {
   constexpr int64_t L = kLanes<A>;
   const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
+  const int64_t shift = vector + 1 == r.vectors ? r.last_shift : 0;
+  const int64_t source_offset = r.source_offset + column * stride + vector * r.source_vector - shift;
+  const int64_t weight_offset = r.weight_offset + vector * r.weight_vector;
   const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count;
-  const A* initial = r.initial;
+  A* const out = r.out + column * r.out_stride + vector * r.out_vector - shift;
+  const A* initial = r.initial + column * r.initial_stride + vector * r.initial_vector;
   int64_t initial_stride = r.initial_stride;
   do {
     Vec<A> sum[kColumns];
     TORCH_EXT_UNROLL
     for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::zero();
     for (const auto* stop = end - row > r.rows_per_sum ? row + r.rows_per_sum : end; row < stop; ++row) {
-      const A* source = row->source + r.source_offset + column * stride;
-      const A* weight = row->weight + r.weight_offset;
+      const A* source = row->source + source_offset;
+      const A* weight = row->weight + weight_offset;
       for (int64_t t = r.taps; t > 0; --t) {
-        const Vec<A> w = Vec<A>::load(weight);
+        const Vec<A> w = kWeights == Weights::kBroadcast ? Vec<A>::broadcast(*weight) : Vec<A>::load(weight);
         TORCH_EXT_UNROLL
         for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
         source += r.step;
@@ -61,50 +72,56 @@ inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t colu
     }
     TORCH_EXT_UNROLL
     for (int j = 0; j < kColumns; ++j)
-      (Vec<A>::load(initial + (column + j) * initial_stride) + sum[j]).store(r.out + (column + j) * r.out_stride);
-    initial = r.out;
+      (Vec<A>::load(initial + j * initial_stride) + sum[j]).store(out + j * r.out_stride);
+    initial = out;
     initial_stride = r.out_stride;
   } while (row < end);
 }
 
-template <class A, int kColumns, int kStride>
-__attribute__((noinline)) void last_tile(const RowSum<A>& r, int64_t column) {
-  tile<A, kColumns, kStride>(r, column);
-}
-
-template <class A, int kStride>
-__attribute__((noinline)) int64_t whole_tiles(const RowSum<A>& r, int64_t columns) {
-  int64_t column = 0;
-  for (; column + 8 <= columns; column += 8) tile<A, 8, kStride>(r, column);
+// All vectors of some columns, then the next columns: what a pixel's neighbours in memory need comes soon.
+template <class A, int kColumns, int kStride, Weights kWeights>
+__attribute__((noinline)) int64_t tiles(const RowSum<A>& r, int64_t column, int64_t columns) {
+  for (; column + kColumns <= columns; column += kColumns)
+    for (int64_t v = 0; v < r.vectors; ++v) tile<A, kColumns, kStride, kWeights>(r, column, v);
   return column;
 }
 
-template <class A, int kStride>
+template <class A, int kStride, Weights kWeights>
 void sum_row(const RowSum<A>& r, int64_t columns) {
-  const int64_t column = columns >= 8 ? whole_tiles<A, kStride>(r, columns) : 0;
+  int64_t column = 0;
+  if (columns >= 8) column = tiles<A, 8, kStride, kWeights>(r, 0, columns);
   switch (columns - column) {
     case 1:
-      return last_tile<A, 1, kStride>(r, column);
+      tiles<A, 1, kStride, kWeights>(r, column, columns);
+      break;
     case 2:
-      return last_tile<A, 2, kStride>(r, column);
+      tiles<A, 2, kStride, kWeights>(r, column, columns);
+      break;
     case 3:
-      return last_tile<A, 3, kStride>(r, column);
+      tiles<A, 3, kStride, kWeights>(r, column, columns);
+      break;
     case 4:
-      return last_tile<A, 4, kStride>(r, column);
+      tiles<A, 4, kStride, kWeights>(r, column, columns);
+      break;
     case 5:
-      return last_tile<A, 5, kStride>(r, column);
+      tiles<A, 5, kStride, kWeights>(r, column, columns);
+      break;
     case 6:
-      return last_tile<A, 6, kStride>(r, column);
+      tiles<A, 6, kStride, kWeights>(r, column, columns);
+      break;
     case 7:
-      return last_tile<A, 7, kStride>(r, column);
+      tiles<A, 7, kStride, kWeights>(r, column, columns);
+      break;
   }
 }
 
-template <class A>
+template <Order kOrder, class A>
 void sum_row(const RowSum<A>& r, int64_t columns) {
-  if (r.source_stride == kLanes<A>) sum_row<A, 1>(r, columns);
-  else if (r.source_stride == 2 * kLanes<A>) sum_row<A, 2>(r, columns);
-  else sum_row<A, 0>(r, columns);
+  if constexpr (kOrder == Order::kColumns) sum_row<A, 1, Weights::kBroadcast>(r, columns);
+  else if constexpr (kOrder == Order::kInPlace) sum_row<A, 0, Weights::kVector>(r, columns);
+  else if (r.source_stride == kLanes<A>) sum_row<A, 1, Weights::kVector>(r, columns);
+  else if (r.source_stride == 2 * kLanes<A>) sum_row<A, 2, Weights::kVector>(r, columns);
+  else sum_row<A, 0, Weights::kVector>(r, columns);
 }
 
 // Rows whose sums are added up before they go to a total.
@@ -119,58 +136,100 @@ void add_short_sum(A* sum, A* total) {
   Vec<A>::zero().store(sum);
 }
 
-// A source row and where its taps are summed: tap t at sums + t * lanes.
+// The sum of a vector's lanes.
 template <class A>
-struct TapRow {
-  const A* source;
-  A* sums;
+A sum_lanes(const A* vector) {
+  A sum = 0;
+  for (int64_t i = 0; i < kLanes<A>; ++i) sum += vector[i];
+  return sum;
+}
+
+// sum += all of `count` vectors, in chains that hide the adder's latency.
+template <class A>
+__attribute__((noinline)) void add_vectors(const A* vectors, int64_t count, A* sum) {
+  constexpr int64_t L = kLanes<A>;
+  Vec<A> chain[4];
+  TORCH_EXT_UNROLL
+  for (int c = 0; c < 4; ++c) chain[c] = Vec<A>::zero();
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    TORCH_EXT_UNROLL
+    for (int c = 0; c < 4; ++c) chain[c] = chain[c] + Vec<A>::load(vectors + (j + c) * L);
+  }
+  for (; j < count; ++j) chain[0] = chain[0] + Vec<A>::load(vectors + j * L);
+  (Vec<A>::load(sum) + ((chain[0] + chain[1]) + (chain[2] + chain[3]))).store(sum);
+}
+
+// One row of grad_output, and the source rows that kRows rows of the kernel meet there.
+inline constexpr int kRowsAtOnce = 3;
+template <class A>
+struct TapRun {
+  const A* factor;
+  const A* source[kRowsAtOnce];
 };
 
-//   sums[t] += sum over j in [0, columns) of factor[j] * source[j * source_stride + t * step]    for t in [0, kTaps)
+//   sums[r][t] += sum over runs and j in [0, columns) of factor[j] * source[r][j * source_stride + t * step]
+//
+// for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the last
+// one may be a part: `rest` columns.
 template <class A>
 struct TapSum {
-  const TapRow<A>* rows;
+  const TapRun<A>* runs;
+  int64_t run_count;
+  int64_t factor_offset, factor_stride;
   int64_t source_offset, source_stride, step;
-  const A* factor;
-  int64_t columns;
-  int64_t sums_offset;
+  int64_t columns, rest;
+  A* sums;
+  int64_t row_sums;  // from the sums of one row of the kernel to the next
 };
 
 // Adds the products of one column, and moves the sources on to the next.
 template <class A, int kRows, int kTaps>
-inline __attribute__((always_inline)) void add_column(const A* factor, int64_t stride, int64_t step,
+inline __attribute__((always_inline)) void add_column(const Vec<A>& factor, int64_t stride, int64_t step,
                                                       const A* (&source)[kRows], Vec<A> (&sum)[kRows][kTaps]) {
-  const Vec<A> x = Vec<A>::load(factor);
   TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) {
     TORCH_EXT_UNROLL
-    for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, Vec<A>::load(source[r] + t * step), sum[r][t]);
+    for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(factor, Vec<A>::load(source[r] + t * step), sum[r][t]);
     source[r] += stride;
   }
 }
 
 // kRows * kTaps * kChains sums stay in registers: chains are every kChains-th column, to hide the adder's latency.
 template <class A, int kRows, int kTaps, int kChains>
-__attribute__((noinline)) void sum_taps(const TapSum<A>& s, int64_t first_row) {
+__attribute__((noinline)) void sum_taps(const TapSum<A>& s) {
   constexpr int64_t L = kLanes<A>;
   const int64_t stride = s.source_stride, step = s.step;
   Vec<A> sum[kChains][kRows][kTaps];
-  const A* source[kRows];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kChains * kRows * kTaps; ++i)
     sum[i / (kRows * kTaps)][i / kTaps % kRows][i % kTaps] = Vec<A>::zero();
-  TORCH_EXT_UNROLL
-  for (int r = 0; r < kRows; ++r) source[r] = s.rows[first_row + r].source + s.source_offset;
-  const A* factor = s.factor;
-  int64_t j = s.columns;
-  for (; j >= kChains; j -= kChains) {
+  for (const TapRun<A>*run = s.runs, *const end = run + s.run_count; run < end; ++run) {
+    const A* source[kRows];
     TORCH_EXT_UNROLL
-    for (int c = 0; c < kChains; ++c, factor += L) add_column<A, kRows, kTaps>(factor, stride, step, source, sum[c]);
+    for (int r = 0; r < kRows; ++r) source[r] = run->source[r] + s.source_offset;
+    const A* factor = run->factor + s.factor_offset;
+    int64_t j = s.columns;
+    for (; j >= kChains; j -= kChains) {
+      TORCH_EXT_UNROLL
+      for (int c = 0; c < kChains; ++c, factor += s.factor_stride)
+        add_column<A, kRows, kTaps>(Vec<A>::load(factor), stride, step, source, sum[c]);
+    }
+    for (; j > 0; --j, factor += s.factor_stride)
+      add_column<A, kRows, kTaps>(Vec<A>::load(factor), stride, step, source, sum[0]);
+    if (s.rest > 0) {  // what lies beyond may be infinite: it is not even multiplied by zero
+      const Vec<A> x = load_partial(factor, s.rest);
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        TORCH_EXT_UNROLL
+        for (int t = 0; t < kTaps; ++t)
+          sum[0][r][t] = fma(x, load_partial(source[r] + t * step, s.rest), sum[0][r][t]);
+      }
+    }
   }
-  for (; j > 0; --j, factor += L) add_column<A, kRows, kTaps>(factor, stride, step, source, sum[0]);
   TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    A* to = s.rows[first_row + r].sums + s.sums_offset;
+    A* to = s.sums + r * s.row_sums;
     TORCH_EXT_UNROLL
     for (int t = 0; t < kTaps; ++t) {
       TORCH_EXT_UNROLL
@@ -180,34 +239,31 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& s, int64_t first_row) {
   }
 }
 
-// All rows for a chunk of kTaps taps: kRows at a time, then one by one.
-template <class A, int kTaps, int kRows, int kChains>
-void sum_chunk(const TapSum<A>& s, int64_t rows) {
-  int64_t row = 0;
-  if constexpr (kRows > 1)
-    for (; row + kRows <= rows; row += kRows) sum_taps<A, kRows, kTaps, 1>(s, row);
-  for (; row < rows; ++row) sum_taps<A, 1, kTaps, kChains>(s, row);
-}
-
 template <class A>
-void sum_chunk(const TapSum<A>& s, int64_t rows, int64_t taps) {
+void sum_taps(const TapSum<A>& s, bool rows_at_once, int64_t taps) {
+  if (rows_at_once) {
+    if (taps == 1) sum_taps<A, kRowsAtOnce, 1, 2>(s);
+    else if (taps == 2) sum_taps<A, kRowsAtOnce, 2, 1>(s);
+    else sum_taps<A, kRowsAtOnce, 3, 1>(s);
+    return;
+  }
   switch (taps) {
     case 1:
-      return sum_chunk<A, 1, 5, 8>(s, rows);
+      return sum_taps<A, 1, 1, 8>(s);
     case 2:
-      return sum_chunk<A, 2, 3, 4>(s, rows);
+      return sum_taps<A, 1, 2, 4>(s);
     case 3:
-      return sum_chunk<A, 3, 3, 3>(s, rows);
+      return sum_taps<A, 1, 3, 3>(s);
     case 4:
-      return sum_chunk<A, 4, 2, 2>(s, rows);
+      return sum_taps<A, 1, 4, 2>(s);
     case 5:
-      return sum_chunk<A, 5, 1, 2>(s, rows);
+      return sum_taps<A, 1, 5, 2>(s);
     case 6:
-      return sum_chunk<A, 6, 1, 1>(s, rows);
+      return sum_taps<A, 1, 6, 1>(s);
     case 7:
-      return sum_chunk<A, 7, 1, 1>(s, rows);
+      return sum_taps<A, 1, 7, 1>(s);
     case 8:
-      return sum_chunk<A, 8, 1, 1>(s, rows);
+      return sum_taps<A, 1, 8, 1>(s);
   }
 }
 

@@ -49,11 +49,46 @@ TEST_P(Depthwise, KernelsAlsoWiderThanTheImage) {
       }
 }
 
+// Rows long enough for columns to be the lanes.
+TEST_P(Depthwise, LongRows) {
+  int i = 0;
+  for (int64_t channels : {1, 2, 3, 4, 5, 8, 9, 17})
+    for (int64_t width : {16, 17, 23, 24, 25, 31, 32, 33, 40, 57, 130, 300}) {
+      Case c = square(channels, 5, 3, 1);
+      c.in[1] = width;
+      c.kernel[1] = 1 + i % 7;
+      c.dilation[1] = 1 + i % 3;
+      c.padding[2] = i % 4;
+      c.padding[3] = (i + 1) % 5;
+      c.bias = i % 2;
+      c.batch = 1;
+      c.input_layout = kLayouts[(i + i / 12) % 4];
+      c.output_layout = kLayouts[(i + i / 12) % 3];
+      if (i % 3 == 0) c.input_layout = c.output_layout = Layout::kContiguous;
+      ++i;
+      check_all(c);
+    }
+}
+
+TEST_P(Depthwise, LongRowsOfLargeKernelsAndMultipliers) {
+  for (int64_t multiplier : {1, 2, 3})
+    for (int64_t kernel : {9, 31}) {
+      Case c = square(3, 33, kernel, kernel / 2);
+      c.out_channels *= multiplier;
+      c.batch = 1;
+      check_all(c);
+      c.in[1] = 50;
+      c.padding = {3, 8, 9, 20};
+      std::swap(c.in_channels, c.out_channels);
+      check_all(c);
+    }
+}
+
 TEST_P(Depthwise, StrideAndDilation) {
   for (int64_t stride : {1, 2, 3, 4, 9})
     for (int64_t dilation : {1, 2, 3, 4, 6})
       for (int64_t kernel : {2, 3}) {
-        Case c = square(5, 14, kernel, 2);
+        Case c = square(stride % 2 ? 5 : 11, 14, kernel, 2);
         c.in = {13, 14};
         c.stride = {stride, stride};
         c.dilation = {dilation, dilation};
@@ -193,20 +228,31 @@ TEST_P(Depthwise, LongSums) {
   check<float>(table(), {1, 2, 2, 2, {150000}, {2}, {1}, {0, 0}, {1}}, Fill::kNormal);
 }
 
+// Calls body(plan) for the plans of every pass and kind of layout.
+template <class T, class Body>
+void for_each_plan(const Geometry& g, const Body& body) {
+  for (const cpu::Layout layout : {cpu::Layout{1000, 1}, cpu::Layout{1, 1000}, cpu::Layout{7, 1000}}) {
+    body(cpu::plan_correlate<T>(g, false, layout, layout));
+    body(cpu::plan_correlate<T>(g, true, layout, layout));
+    body(cpu::plan_grad_weight<T>(g, layout, layout));
+    body(cpu::plan_grad_bias<T>(g, layout));
+  }
+}
+
 // Scratch does not grow with the problem.
-TEST_P(Depthwise, ScratchIsBounded) {
+TEST(DepthwisePlans, ScratchIsBounded) {
   const auto bounded = [&](const Case& c) {
     SCOPED_TRACE(c.text());
     const Geometry g = c.geometry();
-    const auto check_type = [&](const auto& k, size_t bytes) {
-      for (const auto& sizes :
-           {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)}) {
-        EXPECT_LE(sizes.scratch * static_cast<int64_t>(bytes), 1 << 20);
-        EXPECT_GE(sizes.items, 1);
-      }
+    const auto check_type = [&]<class T>(T) {
+      for_each_plan<T>(g, [](const auto& plan) {
+        EXPECT_LE(plan.scratch_size() * static_cast<int64_t>(sizeof(Acc<T>)), 1 << 20);
+        EXPECT_GE(plan.items(), 1);
+      });
     };
-    check_type(table().depthwise<float>(), 4);
-    check_type(table().depthwise<double>(), 8);
+    check_type(float{});
+    check_type(double{});
+    check_type(BFloat16{});
   };
   for (int64_t kernel : {1, 2, 3, 31, 255})
     for (int64_t dilation : {1, 7, 1000})
@@ -237,13 +283,10 @@ TEST_P(Depthwise, ScratchIsBounded) {
         }
 }
 
-TEST_P(Depthwise, FeedsSixtyFourThreads) {
+TEST(DepthwisePlans, FeedSixtyFourThreads) {
   const auto feeds = [&](const Case& c) {
     SCOPED_TRACE(c.text());
-    const Geometry g = c.geometry();
-    const auto& k = table().depthwise<float>();
-    for (const auto& sizes : {k.forward_sizes(g), k.grad_input_sizes(g), k.grad_weight_sizes(g), k.grad_bias_sizes(g)})
-      EXPECT_GE(sizes.items, 56);
+    for_each_plan<float>(c.geometry(), [](const auto& plan) { EXPECT_GE(plan.items(), 56); });
   };
   feeds({1, 3, 3, 3, {512, 512}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
   feeds({1, 1, 1, 1, {1000000}, {31}, {1}, {15, 15}, {1}});
@@ -263,7 +306,7 @@ void check_rounding(const cpu::KernelTable& table, const Round& round) {
       uint32_t next = 0;
       input.for_each([&](auto... i) { input.at(i...).bits = static_cast<uint16_t>(next++); });
       weight.for_each([&](auto... i) { weight.at(i...).bits = static_cast<uint16_t>(factor); });
-      Runner<T>{table.depthwise<T>(), g, 1}.forward(input, weight, nullptr, &output);
+      Runner<T>{table.depthwise<T>(), g, 1}.correlate(false, input, weight, nullptr, &output);
       int64_t wrong = 0;
       output.for_each([&](auto... i) {
         const float w = static_cast<float>(to_double(weight.at(0, 0, 0, 0, 0)));

@@ -205,44 +205,39 @@ struct Runner {
   const Geometry& g;
   int pieces;
 
-  template <class Run>
-  void run(const cpu::PassSizes& sizes, const Run& body) const {
-    EXPECT_LE(sizes.scratch * static_cast<int64_t>(sizeof(Acc<T>)), 1 << 20);
+  template <class Plan, class Run>
+  void run(const Plan& plan, const Run& body) const {
+    EXPECT_LE(plan.scratch_size() * static_cast<int64_t>(sizeof(Acc<T>)), 1 << 20);
     for (int64_t piece = pieces - 1; piece >= 0; --piece) {
-      Buffer<Acc<T>> scratch(sizes.scratch);
-      body(Range{sizes.items * piece / pieces, sizes.items * (piece + 1) / pieces}, scratch.data);
+      Buffer<Acc<T>> scratch(plan.scratch_size());
+      body(Range{plan.items() * piece / pieces, plan.items() * (piece + 1) / pieces}, scratch.data);
     }
   }
-  void forward(const Tensor<T>& input, const Tensor<T>& weight, const T* bias, Tensor<T>* output) const {
-    const cpu::PassSizes sizes = kernels.forward_sizes(g);
-    Buffer<Acc<T>> packed(sizes.packed_weight);
-    kernels.pack_weight_forward(g, weight.view(), packed.data);
-    run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.forward(g, input.view(), packed.data, bias, output->mutable_view(), items, scratch);
-    });
-  }
-  void grad_input(const Tensor<T>& grad_output, const Tensor<T>& weight, Tensor<T>* grad_input) const {
-    const cpu::PassSizes sizes = kernels.grad_input_sizes(g);
-    Buffer<Acc<T>> packed(sizes.packed_weight);
-    kernels.pack_weight_grad_input(g, weight.view(), packed.data);
-    run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_input(g, grad_output.view(), packed.data, grad_input->mutable_view(), items, scratch);
+  void correlate(bool transposed, const Tensor<T>& source, const Tensor<T>& weight, const T* bias,
+                 Tensor<T>* target) const {
+    const auto plan =
+        cpu::plan_correlate<T>(g, transposed, cpu::layout(source.view()), cpu::layout(target->mutable_view()));
+    Buffer<Acc<T>> packed(plan.weight_size());
+    kernels.pack_weight(plan, weight.view(), packed.data);
+    run(plan, [&](Range items, Acc<T>* scratch) {
+      kernels.correlate(plan, source.view(), packed.data, bias, target->mutable_view(), items, scratch);
     });
   }
   void grad_weight(const Tensor<T>& grad_output, const Tensor<T>& input, Tensor<T>* grad_weight) const {
-    const cpu::PassSizes sizes = kernels.grad_weight_sizes(g);
-    Buffer<Acc<T>> partial(sizes.partial_sums);
-    run(sizes, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_weight(g, grad_output.view(), input.view(), partial.data, items, scratch);
+    const auto plan = cpu::plan_grad_weight<T>(g, cpu::layout(grad_output.view()), cpu::layout(input.view()));
+    Buffer<Acc<T>> partial(plan.partial_sums_size());
+    run(plan, [&](Range items, Acc<T>* scratch) {
+      kernels.grad_weight(plan, grad_output.view(), input.view(), partial.data, items, scratch);
     });
-    kernels.add_grad_weight(g, partial.data, grad_weight->mutable_view());
+    kernels.add_grad_weight(plan, partial.data, grad_weight->mutable_view());
   }
   void grad_bias(const Tensor<T>& grad_output, T* grad_bias) const {
-    const cpu::PassSizes sizes = kernels.grad_bias_sizes(g);
-    Buffer<Acc<T>> partial(sizes.partial_sums);
-    run(sizes,
-        [&](Range items, Acc<T>* scratch) { kernels.grad_bias(g, grad_output.view(), partial.data, items, scratch); });
-    kernels.add_grad_bias(g, partial.data, grad_bias);
+    const auto plan = cpu::plan_grad_bias<T>(g, cpu::layout(grad_output.view()));
+    Buffer<Acc<T>> partial(plan.partial_sums_size());
+    run(plan, [&](Range items, Acc<T>* scratch) {
+      kernels.grad_bias(plan, grad_output.view(), partial.data, items, scratch);
+    });
+    kernels.add_grad_bias(plan, partial.data, grad_bias);
   }
 };
 
@@ -272,8 +267,8 @@ void check(const cpu::KernelTable& table, const Case& c, Fill fill) {
     results.emplace_back(in, own(c.input_layout));
     results.emplace_back(kernel, weight_layout);
     results.emplace_back(Sizes{1, out[1], 1, 1, 1}, Layout::kContiguous);
-    runner.forward(input, weight, bias_data, &results[0]);
-    runner.grad_input(grad_output, weight, &results[1]);
+    runner.correlate(false, input, weight, bias_data, &results[0]);
+    runner.correlate(true, grad_output, weight, nullptr, &results[1]);
     runner.grad_weight(grad_output, input, &results[2]);
     runner.grad_bias(grad_output, results[3].data.get());
     if (pieces > 1) {
