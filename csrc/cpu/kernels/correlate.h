@@ -40,8 +40,8 @@ class Correlate {
         weight_(weight),
         bias_(bias),
         target_(target),
-        initial_(scratch),
-        tile_(initial_ + plan.bias_size()),
+        start_(scratch),
+        tile_(start_ + plan.bias_size()),
         rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()) {}
 
   void item(int64_t index) {
@@ -59,9 +59,11 @@ class Correlate {
  private:
   // Columns of one phase, in the current tile and block of taps, that share their taps.
   struct Segment {
-    int64_t first, count;    // target columns, counted from the tile's first
-    int64_t source, weight;  // where the first tap of the first column lies in a source row, in elements
-    int64_t taps, rows_per_sum, stride, step, tap_step;
+    int64_t first, count;  // target columns, counted from the tile's first
+    int64_t taps;
+    int64_t stride;                                    // all in elements: from column to column,
+    int64_t source = 0, weight = 0;                    // where the first tap of the first column lies in a source row,
+    int64_t step = 0, tap_step = 0, rows_per_sum = 1;  // and from tap to tap
   };
   static constexpr int64_t kMaxSegments = kMaxGroup * (kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 1 : 1);
 
@@ -79,7 +81,7 @@ class Correlate {
       const int64_t first = channels.first(first_vector_ + v);
       for (int64_t i = 0; i < L; ++i) {
         const int64_t c = kOrder == Order::kColumns ? first : first + i;
-        initial_[v * L + i] = bias_ && c < channels.channels ? widen(bias_[c]) : 0;
+        start_[v * L + i] = bias_ && c < channels.channels ? widen(bias_[c]) : 0;
       }
       if constexpr (kOrder == Order::kChannels) {
         lanes_[v] = Lanes<A>(first, channels.channels, {1, 1}, target_.c);
@@ -110,19 +112,20 @@ class Correlate {
           }
   }
 
-  // Positions [begin, begin + count) of phase p, whose taps are `taps`.
+  // Positions [begin, begin + count) of phase p, whose taps are `taps`, in the order of their sources.
   void add_segment(const Phase& p, int64_t first, int64_t begin, int64_t count, Range taps) {
     Segment& s = segments_[segment_count_++];
-    s.first = first;
-    s.count = count;
-    s.taps = size(taps);
-    s.rows_per_sum = std::max<int64_t>(1, kTapsPerSum / std::max<int64_t>(1, s.taps));
-    s.source = s.taps > 0 ? (p.source(begin, taps.begin) - rows_.first_column()) * rows_.pixel() : 0;
-    s.weight = s.taps > 0 ? (p.tap_first + taps.begin * p.tap_step) * pixel_size() : 0;
+    s = {.first = first, .count = count, .taps = size(taps), .stride = rows_.pixel()};
+    if (s.taps == 0) return;
+    const int64_t forward = p.step > 0 ? 1 : -1, tap = p.step > 0 ? taps.begin : taps.end - 1;
+    s.source = (p.source(begin, tap) - rows_.first_column()) * rows_.pixel();
+    s.weight = (p.tap_first + tap * p.tap_step) * pixel_size();
+    s.rows_per_sum = std::max<int64_t>(1, kTapsPerSum / s.taps);
     // A stride or step that is never taken may be as large as it likes.
-    s.stride = s.taps > 0 && count > 1 ? p.stride * rows_.pixel() : rows_.pixel();
-    s.step = s.taps > 1 ? p.step * rows_.pixel() : 0;
-    s.tap_step = s.taps > 1 ? p.tap_step * pixel_size() : 0;
+    if (count > 1) s.stride = p.stride * rows_.pixel();
+    if (s.taps == 1) return;
+    s.step = forward * p.step * rows_.pixel();
+    s.tap_step = forward * p.tap_step * pixel_size();
   }
 
   void set_columns(int64_t phase, Range positions, Range taps) {
@@ -203,9 +206,18 @@ class Correlate {
     sum.vectors = vectors_;
     sum.source_vector = rows_.vector_stride();
     sum.weight_vector = weight_vector;
-    sum.initial_vector = L;
     sum.out_vector = tile_vector;
     sum.last_shift = last_shift_;
+    sum.prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0;
+    if (sum.prefetch) {
+      const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
+      sum.ahead_rows = std::min<int64_t>(rows, 2);
+      sum.ahead_row_stride = source_.spatial[1];
+      sum.ahead = source_rows_[source_rows - 1].source + (rows - sum.ahead_rows + 1) * sum.ahead_row_stride;
+      sum.ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
+      sum.pixel_stride = rows_.pixel();
+      sum.out_ahead = target_.spatial[1];
+    }
     int64_t column_stride = pixel_size();
     if constexpr (std::is_same_v<T, A>) {
       if (sum_into_target_) {
@@ -227,13 +239,7 @@ class Correlate {
       sum.out = sums + s.first * column_stride;
       sum.out_stride = plan_.group * column_stride;
       if constexpr (kOrder == Order::kColumns) sum.out_stride = L;
-      sum.initial = initial_;
-      sum.initial_stride = 0;
-      if (!first_block_) {
-        sum.initial = sum.out;
-        sum.initial_stride = sum.out_stride;
-        sum.initial_vector = sum.out_vector;
-      }
+      sum.start = first_block_ ? start_ : nullptr;
       if constexpr (kOrder == Order::kColumns) sum_columns(sum, s.count);
       else sum_row<kOrder>(sum, s.count);
     }
@@ -263,7 +269,7 @@ class Correlate {
   const A* const weight_;
   const T* const bias_;
   const View<T> target_;
-  A* const initial_;  // the bias
+  A* const start_;  // the bias
   A* const tile_;
   SourceRows<T, kOrder> rows_;
 

@@ -197,6 +197,7 @@ class GradWeight {
     TapSum<A> sum{};
     sum.factor_stride = kOrder == Order::kInPlace ? grad_output_.spatial[2] : L;
     sum.row_sums = plan_.tiling.taps[2] * L;
+    const int64_t ahead = plan_.tile_rows * plan_.axes[1].classes;
     for (int64_t i = 0; i < segment_count_; ++i) {
       const Segment& s = segments_[i];
       const int64_t taps = size(s.taps), chunks = ceil_div(taps, 8);
@@ -214,6 +215,9 @@ class GradWeight {
             const Rows& k = kernel_rows_[r];
             sum.runs = runs_ + k.first_run;
             sum.run_count = k.run_count;
+            const bool prefetch = kOrder == Order::kInPlace && plan_.prefetch && v % 2 == 0 && r + 1 == rows_count_;
+            sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
+            sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
             sum.sums = sums_ + block_tap(v, k.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
             sum_taps(sum, k.at_once, size(t));
           }

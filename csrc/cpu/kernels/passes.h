@@ -34,6 +34,7 @@ struct CorrelatePlan {
   Tiling tiling;
   Parts parts;
   int64_t tile_rows;  // target rows whose sums are kept: all of an item if its taps come in blocks
+  bool prefetch;      // source rows ahead of their use: tensors do not fit in a cache
 
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   // Columns of a tile in memory; the last vector of columns may be a part.
@@ -72,6 +73,13 @@ inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t l
   const Axis& w = axes[2];
   return rows * w.kernel * 32 <= kWeightBytes && rows <= kMaxRows && w.max_taps <= kMaxColumnTaps &&
          2 * (w.max_taps - 1) <= w.source / w.unit;
+}
+
+template <class T>
+bool exceeds_cache(const ConvGeometry<int64_t>& g) {
+  const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
+  const int64_t out = g.batch * g.out_channels * g.out[0] * g.out[1] * g.out[2];
+  return in + out > kPrefetchBytes / static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace detail
@@ -122,6 +130,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.parts.d = cut(&needed, p.axes[0].target, 1);
   p.parts.h = cut(&needed, p.axes[1].target, in_place ? 1 : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
+  p.prefetch = detail::exceeds_cache<T>(g);
   p.tile_rows = 1;
   if (!p.tiling.single) {
     const int64_t row_bytes = p.tile_columns() * p.channels.width * p.channels.lanes * static_cast<int64_t>(sizeof(A));
@@ -145,6 +154,7 @@ struct GradWeightPlan {
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
+  bool prefetch;      // as in CorrelatePlan
   Parts parts;
 
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
@@ -232,6 +242,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   while (p.tile_rows > 1 && (advance > 4 || p.tiling.taps[0] * (p.tiling.taps[1] + (p.tile_rows - 1) * advance) > kMaxRows))
     --p.tile_rows;
   p.tiling.slots[1] = std::min(p.tiling.slots[1] + (p.tile_rows - 1) * advance, (h.source - 1) / h.unit + 1);
+  p.prefetch = detail::exceeds_cache<T>(g);
   p.parts = cut_slices(std::min(slices, ceil_div(kParts, p.channels.blocks())), g.batch, g.out);
   return p;
 }

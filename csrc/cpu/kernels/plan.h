@@ -48,6 +48,7 @@ inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channel
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
+inline constexpr int64_t kPrefetchBytes = 8 << 20;      // source and target that are too large for a cache
 inline constexpr int64_t kParts = 64;                   // threads that the items should be able to feed
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }  // a, b >= 1
@@ -129,9 +130,9 @@ struct Axis {
   int64_t source_stride() const { return transposed ? 1 : stride; }
 };
 
-// The taps of one target position along an axis that hit the image, one after the other: the source position, the
-// kernel's tap, and the ring's slot. Source rows of one phase in neighbouring slots never meet in a ring that has a
-// slot for each tap.
+// The taps of one target position along an axis that hit the image, in the order of their source positions: the source
+// position, the kernel's tap, and the ring's slot. Source rows of one phase in neighbouring slots never meet in a ring
+// that has a slot for each tap.
 struct TapWalk {
   int64_t count;
   int64_t source, tap, slot;
@@ -143,10 +144,11 @@ struct TapWalk {
     const Range taps = phase.clip(first, first, axis.source, block);
     count = size(taps);
     if (count == 0) return;
-    source = first + taps.begin * phase.step;
-    step = phase.step;
-    tap = phase.tap_first + taps.begin * phase.tap_step;
-    tap_step = phase.tap_step;
+    const int64_t forward = phase.step > 0 ? 1 : -1, t = phase.step > 0 ? taps.begin : taps.end - 1;
+    source = first + t * phase.step;
+    step = forward * phase.step;
+    tap = phase.tap_first + t * phase.tap_step;
+    tap_step = forward * phase.tap_step;
     slot = (axis.unit == 1 ? source : source / axis.unit) % slots;
   }
 
@@ -154,7 +156,7 @@ struct TapWalk {
     if (--count == 0) return;
     source += step;
     tap += tap_step;
-    slot = step > 0 ? (slot + 1 == slots ? 0 : slot + 1) : (slot == 0 ? slots : slot) - 1;
+    slot = slot + 1 == slots ? 0 : slot + 1;
   }
 };
 

@@ -20,9 +20,10 @@ struct SourceRow {
   const A* weight;
 };
 
-//   out[v][j] = initial[v][j] + sum over rows and t in [0, taps) of weight[v][t] * source[v][j * source_stride + t * step]
+//   out[v][j] = start[v] + sum over rows and t in [0, taps) of weight[v][t] * source[v][j * source_stride + t * step]
 //
-// for `vectors` vectors of channels v. Where columns are lanes, j counts vectors of columns, and a weight is one number.
+// for `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns are lanes, j counts
+// vectors of columns, and a weight is one number.
 template <class A>
 struct RowSum {
   const SourceRow<A>* rows;
@@ -31,97 +32,160 @@ struct RowSum {
   int64_t source_offset, source_stride, step;
   int64_t weight_offset, weight_step;
   int64_t taps;
-  const A* initial;
-  int64_t initial_stride;
+  const A* start;  // a vector for each v, or null
   A* out;
   int64_t out_stride;
   int64_t vectors;
-  int64_t source_vector, weight_vector, initial_vector, out_vector;
+  int64_t source_vector, weight_vector, out_vector;
   int64_t last_shift;  // the last vector is read and written these many elements before its place
+  // What will be needed soon: rows of the source from there, pixels for each column, and the target's next row.
+  bool prefetch;
+  const A* ahead;
+  int64_t ahead_rows, ahead_row_stride, ahead_pixels, pixel_stride;
+  int64_t out_ahead;
 };
 
 enum class Weights { kVector, kBroadcast };
 
-// A register tile of 1 row by kColumns columns by 1 vector: one weight vector is loaded at a time, and the source is
-// the memory operand of the multiply-add. kStride: columns between neighbours if known, else 0.
-template <class A, int kColumns, int kStride, Weights kWeights>
-inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t column, int64_t vector) {
+// A pointer that the compiler takes as it is: it then steps from it by strides that it knows before the loop, and does not
+// sum up an offset from elsewhere for every step.
+template <class A>
+inline __attribute__((always_inline)) void keep_apart(A*& pointer) {
+  asm("" : "+r"(pointer));
+}
+
+// A register tile of 1 row by kColumns columns by 1 vector.
+//   kStride  columns from source to source if known, else 0
+//   kTaps    taps if known, and neighbours are then as far apart as columns are: a source vector is loaded once and meets
+//            all the taps' weights. Else 0: one weight vector is loaded at a time, and the source is the memory operand
+//            of the multiply-add.
+template <class A, int kColumns, int kTaps, int kStride, Weights kWeights>
+inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t source_offset, int64_t weight_offset,
+                                                const A* start, A* out) {
   constexpr int64_t L = kLanes<A>;
-  const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
-  const int64_t shift = vector + 1 == r.vectors ? r.last_shift : 0;
-  const int64_t source_offset = r.source_offset + column * stride + vector * r.source_vector - shift;
-  const int64_t weight_offset = r.weight_offset + vector * r.weight_vector;
+  const int64_t stride = kStride > 0 ? kStride * L : r.source_stride, out_stride = r.out_stride;
+  const int64_t step = r.step, weight_step = r.weight_step, taps = r.taps;
   const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count;
-  A* const out = r.out + column * r.out_stride + vector * r.out_vector - shift;
-  const A* initial = r.initial + column * r.initial_stride + vector * r.initial_vector;
-  int64_t initial_stride = r.initial_stride;
-  do {
-    Vec<A> sum[kColumns];
-    TORCH_EXT_UNROLL
-    for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::zero();
+  const auto load_weight = [](const A* p) {
+    return kWeights == Weights::kBroadcast ? Vec<A>::broadcast(*p) : Vec<A>::load(p);
+  };
+  bool add = start == nullptr;
+  Vec<A> sum[kColumns];
+  const Vec<A> first = add ? Vec<A>::zero() : Vec<A>::load(start);
+  TORCH_EXT_UNROLL
+  for (int j = 0; j < kColumns; ++j) sum[j] = first;
+  keep_apart(out);
+  for (;;) {
     for (const auto* stop = end - row > r.rows_per_sum ? row + r.rows_per_sum : end; row < stop; ++row) {
       const A* source = row->source + source_offset;
       const A* weight = row->weight + weight_offset;
-      for (int64_t t = r.taps; t > 0; --t) {
-        const Vec<A> w = kWeights == Weights::kBroadcast ? Vec<A>::broadcast(*weight) : Vec<A>::load(weight);
+      keep_apart(source);
+      if constexpr (kTaps > 0) {
+        Vec<A> w[kTaps];
         TORCH_EXT_UNROLL
-        for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
-        source += r.step;
-        weight += r.weight_step;
+        for (int t = 0; t < kTaps; ++t) w[t] = load_weight(weight + t * weight_step);
+        TORCH_EXT_UNROLL
+        for (int i = 0; i < kColumns + kTaps - 1; ++i) {
+          const Vec<A> x = Vec<A>::load(source + i * stride);
+          TORCH_EXT_UNROLL
+          for (int t = 0; t < kTaps; ++t)
+            if (i >= t && i - t < kColumns) sum[i - t] = fma(w[t], x, sum[i - t]);
+        }
+      } else {
+        for (int64_t t = taps; t > 0; --t) {
+          const Vec<A> w = load_weight(weight);
+          TORCH_EXT_UNROLL
+          for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
+          source += step;
+          weight += weight_step;
+        }
       }
     }
+    if (add) {
+      TORCH_EXT_UNROLL
+      for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::load(out + j * out_stride) + sum[j];
+    }
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kColumns; ++j)
-      (Vec<A>::load(initial + j * initial_stride) + sum[j]).store(out + j * r.out_stride);
-    initial = out;
-    initial_stride = r.out_stride;
-  } while (row < end);
+    for (int j = 0; j < kColumns; ++j) sum[j].store(out + j * out_stride);
+    if (row == end) return;
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::zero();
+    add = true;
+  }
 }
 
 // All vectors of some columns, then the next columns: what a pixel's neighbours in memory need comes soon.
-template <class A, int kColumns, int kStride, Weights kWeights>
-__attribute__((noinline)) int64_t tiles(const RowSum<A>& r, int64_t column, int64_t columns) {
-  for (; column + kColumns <= columns; column += kColumns)
-    for (int64_t v = 0; v < r.vectors; ++v) tile<A, kColumns, kStride, kWeights>(r, column, v);
+template <class A, int kColumns, int kTaps, int kStride, Weights kWeights>
+__attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column, int64_t columns) {
+  const RowSum<A> r = row_sum;  // else the compiler must assume that every vector it stores changes the numbers here
+  const int64_t stride = kStride > 0 ? kStride * kLanes<A> : r.source_stride;
+  for (; column + kColumns <= columns; column += kColumns) {
+    int64_t source_offset = r.source_offset + column * stride, weight_offset = r.weight_offset;
+    const A* start = r.start;
+    A* out = r.out + column * r.out_stride;
+    for (int64_t v = r.vectors; v > 0; --v) {
+      const int64_t shift = v == 1 ? r.last_shift : 0;
+      if (kStride == 0 && r.prefetch && v % 2 == 0) {  // two vectors are a cache line
+        for (int64_t row = 0; row < r.ahead_rows; ++row) {
+          const A* line = r.ahead + row * r.ahead_row_stride + source_offset;
+          for (int64_t i = kColumns * r.ahead_pixels; i > 0; --i, line += r.pixel_stride) __builtin_prefetch(line);
+        }
+        for (int j = 0; j < kColumns; ++j) __builtin_prefetch(out + r.out_ahead + j * r.out_stride, 1);
+      }
+      tile<A, kColumns, kTaps, kStride, kWeights>(r, source_offset - shift, weight_offset, start, out - shift);
+      source_offset += r.source_vector;
+      weight_offset += r.weight_vector;
+      out += r.out_vector;
+      if (start) start += kLanes<A>;
+    }
+  }
   return column;
 }
 
-template <class A, int kStride, Weights kWeights>
+template <class A, int kTaps, int kStride, Weights kWeights>
 void sum_row(const RowSum<A>& r, int64_t columns) {
   int64_t column = 0;
-  if (columns >= 8) column = tiles<A, 8, kStride, kWeights>(r, 0, columns);
+  // What comes from memory comes better in small pieces.
+  if (kStride == 0 && r.prefetch) column = tiles<A, 4, kTaps, kStride, kWeights>(r, 0, columns);
+  else if (columns >= 8) column = tiles<A, 8, kTaps, kStride, kWeights>(r, 0, columns);
   switch (columns - column) {
     case 1:
-      tiles<A, 1, kStride, kWeights>(r, column, columns);
+      tiles<A, 1, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 2:
-      tiles<A, 2, kStride, kWeights>(r, column, columns);
+      tiles<A, 2, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 3:
-      tiles<A, 3, kStride, kWeights>(r, column, columns);
+      tiles<A, 3, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 4:
-      tiles<A, 4, kStride, kWeights>(r, column, columns);
+      tiles<A, 4, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 5:
-      tiles<A, 5, kStride, kWeights>(r, column, columns);
+      tiles<A, 5, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 6:
-      tiles<A, 6, kStride, kWeights>(r, column, columns);
+      tiles<A, 6, kTaps, kStride, kWeights>(r, column, columns);
       break;
     case 7:
-      tiles<A, 7, kStride, kWeights>(r, column, columns);
+      tiles<A, 7, kTaps, kStride, kWeights>(r, column, columns);
       break;
   }
 }
 
 template <Order kOrder, class A>
 void sum_row(const RowSum<A>& r, int64_t columns) {
-  if constexpr (kOrder == Order::kColumns) sum_row<A, 1, Weights::kBroadcast>(r, columns);
-  else if constexpr (kOrder == Order::kInPlace) sum_row<A, 0, Weights::kVector>(r, columns);
-  else if (r.source_stride == kLanes<A>) sum_row<A, 1, Weights::kVector>(r, columns);
-  else if (r.source_stride == 2 * kLanes<A>) sum_row<A, 2, Weights::kVector>(r, columns);
-  else sum_row<A, 0, Weights::kVector>(r, columns);
+  constexpr int kStride = kOrder == Order::kInPlace ? 0 : 1;
+  if constexpr (kOrder == Order::kColumns) {
+    sum_row<A, 0, 1, Weights::kBroadcast>(r, columns);
+  } else if (r.step == r.source_stride && (r.taps == 3 || r.taps == 5) && (kStride == 0 || r.step == kLanes<A>)) {
+    if (r.taps == 3) sum_row<A, 3, kStride, Weights::kVector>(r, columns);
+    else sum_row<A, 5, kStride, Weights::kVector>(r, columns);
+  } else if (kStride == 1 && r.source_stride == kLanes<A>) {
+    sum_row<A, 0, 1, Weights::kVector>(r, columns);
+  } else {
+    sum_row<A, 0, 0, Weights::kVector>(r, columns);
+  }
 }
 
 // Rows whose sums are added up before they go to a total.
@@ -181,6 +245,8 @@ struct TapSum {
   int64_t columns, rest;
   A* sums;
   int64_t row_sums;  // from the sums of one row of the kernel to the next
+  // How far ahead of their use factors and the last row of sources are prefetched; 0: they are not.
+  int64_t factor_ahead, source_ahead;
 };
 
 // Adds the products of one column, and moves the sources on to the next.
@@ -211,6 +277,11 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& s) {
     const A* factor = run->factor + s.factor_offset;
     int64_t j = s.columns;
     for (; j >= kChains; j -= kChains) {
+      if (s.factor_ahead > 0)
+        for (int c = 0; c < kChains; ++c) {
+          __builtin_prefetch(factor + s.factor_ahead + c * s.factor_stride);
+          __builtin_prefetch(source[kRows - 1] + s.source_ahead + c * stride);
+        }
       TORCH_EXT_UNROLL
       for (int c = 0; c < kChains; ++c, factor += s.factor_stride)
         add_column<A, kRows, kTaps>(Vec<A>::load(factor), stride, step, source, sum[c]);
