@@ -48,11 +48,13 @@ class Correlate {
     box_ = plan_.item_box(index);
     start_block(index % plan_.channels.blocks(), box_.n.begin);
     const Axis& w = plan_.axes[2];
-    const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.tiling.columns);
+    // Tiles of nearly the same size; where columns are lanes, of whole vectors.
+    const int64_t unit = kOrder == Order::kColumns ? L : 1;
+    const int64_t count = ceil_div(size(box_.w), unit), tiles = ceil_div(size(box_.w), plan_.tiling.columns);
     for (int64_t phase = 0; phase < w.phases && phase < w.target; phase += plan_.group)
       for (int64_t i = 0; i < tiles; ++i) {
         const Range columns = part(count, tiles, i);
-        tile(phase, {box_.w.begin + columns.begin, box_.w.begin + columns.end});
+        tile(phase, {box_.w.begin + columns.begin * unit, std::min(box_.w.begin + columns.end * unit, box_.w.end)});
       }
   }
 
@@ -76,7 +78,7 @@ class Correlate {
     last_shift_ = channels.shift(block);
     target_image_ = target_.data + n * target_.n;
     rows_.set_channels(source_, n, channels, block, plan_.map);
-    sum_into_target_ = kOrder != Order::kColumns || target_.spatial[2] == 1;
+    sum_into_target_ = true;
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t first = channels.first(first_vector_ + v);
       for (int64_t i = 0; i < L; ++i) {
@@ -90,12 +92,15 @@ class Correlate {
     }
     // No rounding, no transposing, one block of taps: the target itself takes the sums.
     sum_into_target_ &= plan_.tiling.single && std::is_same_v<T, A>;
+    can_sum_into_target_ = sum_into_target_;
   }
 
   void tile(int64_t phase, Range positions) {
     const Axis& w = plan_.axes[2];
     first_column_ = phase + positions.begin * w.phases;
     column_step_ = plan_.group == 1 ? w.phases : 1;
+    if constexpr (kOrder == Order::kColumns)  // whole vectors of adjacent columns
+      sum_into_target_ = can_sum_into_target_ && target_.spatial[2] == 1 && size(positions) % L == 0;
     const Tiling& tiling = plan_.tiling;
     for (int64_t r = 0; r < plan_.terms; r += tiling.terms)
       for (int64_t d = 0; d < plan_.axes[0].max_taps; d += tiling.taps[0])
@@ -157,8 +162,6 @@ class Correlate {
       }
     }
     any_taps_ = kOrder == Order::kInPlace || size(packed) > 0;
-    if constexpr (kOrder == Order::kColumns)  // sums for whole vectors, though only some of the last is stored
-      if (!sum_into_target_) packed.end += ceil_div(columns_, L) * L - columns_;
     rows_.set_columns(packed);
     if constexpr (kOrder != Order::kInPlace)
       for (int64_t f = 0; f < group; ++f) {
@@ -169,99 +172,105 @@ class Correlate {
 
   void rows() {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
-    const int64_t d_classes = kOrder == Order::kInPlace ? 1 : d.classes, h_classes = kOrder == Order::kInPlace ? 1 : h.classes;
-    for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d_classes; ++fd)
-      for (int64_t id = fd; id < box_.d.end; id += d_classes) {
+    const int64_t d_step = kOrder == Order::kInPlace ? 1 : d.classes, h_step = kOrder == Order::kInPlace ? 1 : h.classes;
+    for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d_step; ++fd)
+      for (int64_t id = fd; id < box_.d.end; id += d_step) {
         const TapWalk depths(d, id, depth_taps_, plan_.tiling.slots[0]);
-        for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h_classes; ++fh)
-          for (int64_t ih = fh; ih < box_.h.end; ih += h_classes) row(id, ih, depths);
+        for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h_step; ++fh)
+          for (int64_t ih = fh; ih < box_.h.end; ih += plan_.target_rows * h_step)
+            target_rows(id, ih, h_step, plan_.target_rows == 2 && ih + h_step < box_.h.end ? 2 : 1, depths);
       }
   }
 
-  // Lists the source rows of one target row with their weights; packs them if need be.
-  int64_t list_source_rows(int64_t h, const TapWalk& depths) {
+  // Lists the source rows of one or two target rows with their weights; packs them if need be.
+  int64_t list_source_rows(int64_t h, int64_t h_step, int64_t count, const TapWalk& depths) {
     const Axis &axis_d = plan_.axes[0], &axis_h = plan_.axes[1];
     if (!any_taps_) return 0;
-    const TapWalk rows(axis_h, h, row_taps_, plan_.tiling.slots[1]);
-    int64_t count = 0;
+    const TapWalk first(axis_h, h, row_taps_, plan_.tiling.slots[1]);
+    const TapWalk second = count == 2 ? TapWalk(axis_h, h + h_step, row_taps_, plan_.tiling.slots[1]) : TapWalk();
+    SourceRow<A>* to = source_rows_;
     for (int64_t r = terms_.begin; r < terms_.end; ++r)
-      for (TapWalk td = depths; td.count > 0; td.next())
-        for (TapWalk th = rows; th.count > 0; th.next()) {
-          const int64_t tap = ((r * axis_d.kernel + td.tap) * axis_h.kernel + th.tap) * plan_.axes[2].kernel;
-          source_rows_[count++] = {rows_.row(r - terms_.begin, r, td, th), weight_ + tap * pixel_size()};
+      for (TapWalk td = depths; td.count > 0; td.next()) {
+        const int64_t taps = (r * axis_d.kernel + td.tap) * axis_h.kernel, kernel = plan_.axes[2].kernel * pixel_size();
+        for (TapWalk th[2] = {first, second}; th[0].count > 0 || th[1].count > 0; ++to) {
+          const bool use1 = th[1].count > 0 && (th[0].count == 0 || th[1].source <= th[0].source);
+          const bool use0 = th[0].count > 0 && (th[1].count == 0 || th[0].source <= th[1].source);
+          to->source = rows_.row(r - terms_.begin, r, td, th[use0 ? 0 : 1]);
+          to->weight[0] = use0 ? weight_ + (taps + th[0].tap) * kernel : nullptr;
+          to->weight[1] = use1 ? weight_ + (taps + th[1].tap) * kernel : nullptr;
+          if (use0) th[0].next();
+          if (use1) th[1].next();
         }
-    return count;
+      }
+    return to - source_rows_;
   }
 
-  void row(int64_t d, int64_t h, const TapWalk& depths) {
-    const int64_t source_rows = list_source_rows(h, depths), weight_vector = plan_.terms * plan_.taps() * pixel_size();
+  // The tile's columns of target rows h and, if count is 2, h + h_step.
+  void target_rows(int64_t d, int64_t h, int64_t h_step, int64_t count, const TapWalk& depths) {
+    const int64_t source_rows = list_source_rows(h, h_step, count, depths);
     const int64_t tile_vector = plan_.tile_columns() * pixel_size();
-    const int64_t tile_row = plan_.tile_rows == 1 ? 0 : (d - box_.d.begin) * size(box_.h) + h - box_.h.begin;
-    T* to = target_image_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2] +
-            plan_.channels.first(first_vector_) * target_.c;
+    const int64_t tile_row_size = plan_.channels.max_vectors() * tile_vector;
+    const int64_t tile_row = plan_.tiling.single ? 0 : (d - box_.d.begin) * size(box_.h) + h - box_.h.begin;
+    T* const to = target_image_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2];
     const int64_t to_stride = columns_ > 1 ? target_.spatial[2] * column_step_ : 0;
-    A* sums = tile_ + tile_row * plan_.channels.max_vectors() * tile_vector;
+    A* sums = tile_ + tile_row * tile_row_size;
     RowSum<A> sum;
-    sum.rows = source_rows_;
     sum.vectors = vectors_;
     sum.source_vector = rows_.vector_stride();
-    sum.weight_vector = weight_vector;
+    sum.weight_vector = plan_.terms * plan_.taps() * pixel_size();
     sum.out_vector = tile_vector;
+    sum.out_row = (plan_.tiling.single ? 1 : h_step) * tile_row_size;
     sum.last_shift = last_shift_;
-    sum.prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0;
-    if (sum.prefetch) {
-      const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
-      sum.ahead_rows = std::min<int64_t>(rows, 2);
-      sum.ahead_row_stride = source_.spatial[1];
-      sum.ahead = source_rows_[source_rows - 1].source + (rows - sum.ahead_rows + 1) * sum.ahead_row_stride;
-      sum.ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
-      sum.pixel_stride = rows_.pixel();
-      sum.out_ahead = target_.spatial[1];
-    }
+    set_prefetch(source_rows, &sum);
     int64_t column_stride = pixel_size();
     if constexpr (std::is_same_v<T, A>) {
       if (sum_into_target_) {
-        sums = to;
+        sums = to + plan_.channels.first(first_vector_) * target_.c;
         column_stride = to_stride;
         sum.out_vector = kOrder == Order::kColumns ? target_.c : L;
+        sum.out_row = h_step * target_.spatial[1];
       }
     }
     for (int64_t i = 0; i < segment_count_; ++i) {
       const Segment& s = segments_[i];
-      sum.row_count = s.taps > 0 ? source_rows : 0;
-      sum.rows_per_sum = s.rows_per_sum;
       sum.source_offset = s.source;
       sum.source_stride = s.stride;
       sum.step = s.step;
-      sum.weight_offset = s.weight + first_vector_ * weight_vector;
+      sum.weight_offset = s.weight + first_vector_ * sum.weight_vector;
       sum.weight_step = s.tap_step;
       sum.taps = s.taps;
       sum.out = sums + s.first * column_stride;
-      sum.out_stride = plan_.group * column_stride;
-      if constexpr (kOrder == Order::kColumns) sum.out_stride = L;
+      sum.out_stride = kOrder == Order::kColumns ? L : plan_.group * column_stride;
+      const int64_t rows = s.taps > 0 ? source_rows : 0, columns = kOrder == Order::kColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;
-      if constexpr (kOrder == Order::kColumns) sum_columns(sum, s.count);
-      else sum_row<kOrder>(sum, s.count);
+      sum.rows = source_rows_;
+      do {  // a sum starts from zero again after some taps: shorter sums are more exact
+        sum.row_count = std::min(source_rows_ + rows - sum.rows, s.rows_per_sum);
+        sum_row<kOrder>(sum, count, columns);
+        sum.start = nullptr;
+        sum.rows += sum.row_count;
+      } while (sum.rows < source_rows_ + rows);
     }
     if (!last_block_ || sum_into_target_) return;
-    for (int64_t v = 0; v < vectors_; ++v, sums += tile_vector) {
-      if constexpr (kOrder == Order::kColumns) unpack_line(sums, columns_, to_stride, to + v * target_.c);
-      else unpack_columns(sums, columns_, lanes_[v], to_stride, target_row(d, h));
-    }
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t v = 0; v < vectors_; ++v) {
+        T* const row = to + i * h_step * target_.spatial[1];
+        const A* from = sums + i * sum.out_row + v * tile_vector;
+        if constexpr (kOrder == Order::kColumns) unpack_line(from, columns_, to_stride, row + (first_vector_ + v) * target_.c);
+        else unpack_columns(from, columns_, lanes_[v], to_stride, row);
+      }
   }
 
-  // Columns as lanes: whole vectors; what is left over is summed with its neighbours once more, or beyond the end.
-  void sum_columns(RowSum<A>& sum, int64_t columns) {
-    const int64_t whole = columns / L, rest = columns - whole * L;
-    sum_row<Order::kColumns>(sum, whole + (rest > 0 && !sum_into_target_));
-    if (rest == 0 || !sum_into_target_) return;
-    sum.source_offset += columns - L;
-    sum.out += columns - L;
-    sum_row<Order::kColumns>(sum, 1);
-  }
-
-  T* target_row(int64_t d, int64_t h) const {
-    return target_image_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2];
+  void set_prefetch(int64_t source_rows, RowSum<A>* sum) const {
+    sum->prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0;
+    if (!sum->prefetch) return;
+    const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
+    sum->ahead_rows = std::min<int64_t>(rows, 2);
+    sum->ahead_row_stride = source_.spatial[1];
+    sum->ahead = source_rows_[source_rows - 1].source + (rows - sum->ahead_rows + 1) * sum->ahead_row_stride;
+    sum->ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
+    sum->pixel_stride = rows_.pixel();
+    sum->out_ahead = target_.spatial[1];
   }
 
   const CorrelatePlan& plan_;
@@ -278,14 +287,14 @@ class Correlate {
   int64_t vectors_, first_vector_, last_shift_;
   Lanes<A> lanes_[kMaxVectors];
   T* target_image_;
-  bool sum_into_target_;
+  bool can_sum_into_target_, sum_into_target_;
   // Of the current tile and block of taps
   Segment segments_[kMaxSegments];
   int64_t segment_count_;
   int64_t first_column_, column_step_, columns_;
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_, any_taps_;
-  SourceRow<A> source_rows_[kMaxRows];
+  SourceRow<A> source_rows_[2 * kMaxRows];
 };
 
 template <class T>

@@ -88,14 +88,19 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
   }
 }
 
-// The same for one channel, columns as lanes.
+// The same for one channel, columns as lanes. Up to a vector beyond the last packed column is written, too.
 template <class T>
 void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed) {
   constexpr int64_t L = kLanes<Acc<T>>;
   int64_t j = 0;
-  if (stride == 1)
+  if (stride != 1) {
+    for (; j < columns; ++j) packed[j] = widen(row[j * stride]);
+  } else if (columns < L) {
+    load_partial(row, columns).store(packed);
+  } else {
     for (; j + L <= columns; j += L) load_wide(row + j).store(packed + j);
-  for (; j < columns; ++j) packed[j] = widen(row[j * stride]);
+    if (j < columns) load_wide(row + columns - L).store(packed + columns - L);
+  }
 }
 
 template <class T>
@@ -103,27 +108,30 @@ void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) 
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
   int64_t j = 0;
-  if (stride == 1)
+  if (stride != 1) {
+    for (; j < columns; ++j) narrow(packed[j], row + j * stride);
+  } else if (columns < L) {
+    store_partial(row, V::load(packed), columns);
+  } else {
     for (; j + L <= columns; j += L) store_rounded(row + j, V::load(packed + j));
-  for (; j < columns; ++j) narrow(packed[j], row + j * stride);
+    if (j < columns) store_rounded(row + columns - L, V::load(packed + columns - L));
+  }
 }
 
+// Zeros, in whole vectors.
 template <class A>
-A* fill_zero(A* to, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes<A> <= count; i += kLanes<A>) Vec<A>::zero().store(to + i);
-  for (; i < count; ++i) to[i] = 0;
-  return to + count;
+void fill_zero(A* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<A>) Vec<A>::zero().store(to + i);
 }
 
 // Columns of a row of `size` columns, zero where there are none: calls pack(first, columns, to) for those that exist.
-// kPixel: elements in a packed column.
+// kPixel: elements in a packed column. Up to a vector more is written.
 template <int64_t kPixel, class A, class Pack>
 void pack_row(int64_t size, Range range, A* packed, const Pack& pack) {
   const int64_t begin = std::clamp<int64_t>(0, range.begin, range.end), end = std::clamp(size, begin, range.end);
-  packed = fill_zero(packed, (begin - range.begin) * kPixel);
-  if (begin < end) pack(begin, end - begin, packed);
-  fill_zero(packed + (end - begin) * kPixel, (range.end - end) * kPixel);
+  fill_zero(packed, (begin - range.begin) * kPixel);
+  if (begin < end) pack(begin, end - begin, packed + (begin - range.begin) * kPixel);
+  fill_zero(packed + (end - range.begin) * kPixel, (range.end - end) * kPixel);
 }
 
 // Source rows as the kernels read them: where they lie (kInPlace), or from a direct-mapped cache of packed rows. Source
@@ -159,7 +167,7 @@ class SourceRows {
 
   // Elements from column to column, and from one vector of channels to the next.
   int64_t pixel() const { return kOrder == Order::kInPlace ? source_.spatial[2] : kPixel; }
-  int64_t vector_stride() const { return kOrder == Order::kInPlace ? L : size(columns_) * kPixel; }
+  int64_t vector_stride() const { return kOrder == Order::kInPlace ? L : tiling_.slots[2] * kPixel; }
   // The column at which a row starts.
   int64_t first_column() const { return kOrder == Order::kInPlace ? 0 : columns_.begin; }
 
@@ -171,7 +179,7 @@ class SourceRows {
     } else {
       const int64_t slot = (term_slot * tiling_.slots[0] + d.slot) * tiling_.slots[1] + h.slot;
       const int64_t tag = d.source * axes_[1].source + h.source;
-      A* packed = ring_ + slot * tiling_.slots[2] * kPixel * vectors_;
+      A* packed = ring_ + slot * vectors_ * vector_stride();
       if (tags_[slot] != tag) {
         tags_[slot] = tag;
         pack(from, packed);

@@ -33,7 +33,8 @@ struct CorrelatePlan {
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
   Parts parts;
-  int64_t tile_rows;  // target rows whose sums are kept: all of an item if its taps come in blocks
+  int64_t target_rows;  // that are summed at once, 1 or 2
+  int64_t tile_rows;    // target rows whose sums are kept: all of an item if its taps come in blocks
   bool prefetch;      // source rows ahead of their use: tensors do not fit in a cache
 
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
@@ -121,7 +122,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.channels = cut_channels(channels, 1, false, 8, 16, needed);
       p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
                              kMaxColumns * p.lanes / p.channels.width);
-      p.tiling.slots[2] += p.lanes - 1;  // what the last vector reads
+      round_columns(&p.tiling, p.lanes);
       break;
   }
 
@@ -131,7 +132,12 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.parts.h = cut(&needed, p.axes[1].target, in_place ? 1 : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
   p.prefetch = detail::exceeds_cache<T>(g);
-  p.tile_rows = 1;
+  // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
+  Tiling two = p.tiling;
+  add_rows(&two, p.axes[1], 2);
+  const bool pairs = p.order == Order::kColumns && p.axes[1].target > 1 && two.rows() <= kMaxRows;
+  if (pairs) p.tiling = two;
+  p.target_rows = p.tile_rows = pairs ? 2 : 1;
   if (!p.tiling.single) {
     const int64_t row_bytes = p.tile_columns() * p.channels.width * p.channels.lanes * static_cast<int64_t>(sizeof(A));
     const int64_t rows = std::max<int64_t>(1, kTileBytes / row_bytes);
@@ -233,15 +239,16 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       break;
   }
   p.tiling = make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
-  if (p.order == Order::kColumns) p.tiling.slots[2] += p.lanes - 1;  // what the last vector reads
+  if (p.order == Order::kColumns) round_columns(&p.tiling, p.lanes);
 
   // Rows whose taps interleave with no others' are summed together.
   const int64_t vectors = ceil_div(p.tiling.columns, p.order == Order::kColumns ? p.lanes : 1);
-  const int64_t advance = h.stride / std::gcd(h.stride, h.dilation);
   p.tile_rows = std::clamp<int64_t>(kSumPositions / vectors, 1, std::min(kMaxTileRows, h.target));
-  while (p.tile_rows > 1 && (advance > 4 || p.tiling.taps[0] * (p.tiling.taps[1] + (p.tile_rows - 1) * advance) > kMaxRows))
-    --p.tile_rows;
-  p.tiling.slots[1] = std::min(p.tiling.slots[1] + (p.tile_rows - 1) * advance, (h.source - 1) / h.unit + 1);
+  for (const Tiling one = p.tiling;; --p.tile_rows) {
+    p.tiling = one;
+    add_rows(&p.tiling, h, p.tile_rows);
+    if (p.tile_rows == 1 || p.tiling.rows() <= std::min(4 * one.rows(), kMaxRows)) break;
+  }
   p.prefetch = detail::exceeds_cache<T>(g);
   p.parts = cut_slices(std::min(slices, ceil_div(kParts, p.channels.blocks())), g.batch, g.out);
   return p;

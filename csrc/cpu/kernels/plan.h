@@ -134,10 +134,11 @@ struct Axis {
 // position, the kernel's tap, and the ring's slot. Source rows of one phase in neighbouring slots never meet in a ring
 // that has a slot for each tap.
 struct TapWalk {
-  int64_t count;
-  int64_t source, tap, slot;
-  int64_t step, tap_step, slots;
+  int64_t count = 0;
+  int64_t source = 0, tap = 0, slot = 0;
+  int64_t step = 0, tap_step = 0, slots = 1;
 
+  TapWalk() = default;
   TapWalk(const Axis& axis, int64_t position, Range block, int64_t ring_slots) : slots(ring_slots) {
     const Phase phase = axis.phase(axis.phase_of(position));
     const int64_t first = phase.source(axis.index_of(position), 0);
@@ -258,6 +259,15 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
   t.single =
       t.terms == terms && t.taps[0] == axes[0].max_taps && t.taps[1] == axes[1].max_taps && t.taps[2] == w.max_taps;
   return t;
+}
+
+// A tiling in which columns are lanes also holds what the last vector reads and the packing writes beyond the columns.
+inline void round_columns(Tiling* t, int64_t lanes) { t->slots[2] = ceil_div(t->slots[2] + lanes - 1, lanes) * lanes + lanes; }
+
+// A tiling that keeps the source rows of `rows` target rows, each `advance` slots after the one before.
+inline void add_rows(Tiling* t, const Axis& h, int64_t rows) {
+  const int64_t advance = h.source_stride() / std::gcd(h.source_stride(), h.unit);
+  t->slots[1] = std::min(t->slots[1] + (rows - 1) * advance, (h.source - 1) / h.unit + 1);
 }
 
 // How positions are cut into parts that are independent pieces of work.

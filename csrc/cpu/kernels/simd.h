@@ -5,6 +5,7 @@
 // namespace: a helper outside of it would become one symbol for both instruction sets.
 //
 //   Vec::zero, broadcast, load, store, operator+, operator-, fma(a, b, c) = a * b + c
+//   load_once(p)                                      into a register: not as an operand of each of its uses
 //   load_wide(p), store_rounded(p, v)                 from and to a storage type
 //   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
 //   transpose(rows)                                   a square of kLanes vectors

@@ -35,6 +35,17 @@ inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 
+inline Vec<float> load_once(const float* p) {
+  Vec<float> x = Vec<float>::load(p);
+  asm("" : "+x"(x.v));
+  return x;
+}
+inline Vec<double> load_once(const double* p) {
+  Vec<double> x = Vec<double>::load(p);
+  asm("" : "+x"(x.v));
+  return x;
+}
+
 inline Vec<float> load_wide(const float* p) { return Vec<float>::load(p); }
 inline Vec<double> load_wide(const double* p) { return Vec<double>::load(p); }
 inline Vec<float> load_wide(const BFloat16* p) {

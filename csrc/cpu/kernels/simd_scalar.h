@@ -39,6 +39,11 @@ Vec<A> fma(const Vec<A>& a, const Vec<A>& b, Vec<A> c) {
   return c;
 }
 
+template <class A>
+Vec<A> load_once(const A* p) {
+  return Vec<A>::load(p);
+}
+
 template <class T>
 Vec<Acc<T>> load_partial(const T* p, int64_t n) {
   Vec<Acc<T>> v = Vec<Acc<T>>::zero();

@@ -13,28 +13,27 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// A source row and the weights of its taps.
+// A source row and the weights of its taps, for each of two target rows; null if that one does not need it.
 template <class A>
 struct SourceRow {
   const A* source;
-  const A* weight;
+  const A* weight[2];
 };
 
-//   out[v][j] = start[v] + sum over rows and t in [0, taps) of weight[v][t] * source[v][j * source_stride + t * step]
+//   out[i][v][j] = start[v] + sum over rows and t in [0, taps) of weight[i][v][t] * source[v][j * source_stride + t * step]
 //
-// for `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns are lanes, j counts
-// vectors of columns, and a weight is one number.
+// for target rows i and `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns
+// are lanes, j counts vectors of columns, and a weight is one number.
 template <class A>
 struct RowSum {
   const SourceRow<A>* rows;
   int64_t row_count;
-  int64_t rows_per_sum;  // sums start from zero again after these many rows: shorter sums are more exact
   int64_t source_offset, source_stride, step;
   int64_t weight_offset, weight_step;
   int64_t taps;
   const A* start;  // a vector for each v, or null
   A* out;
-  int64_t out_stride;
+  int64_t out_stride, out_row;
   int64_t vectors;
   int64_t source_vector, weight_vector, out_vector;
   int64_t last_shift;  // the last vector is read and written these many elements before its place
@@ -54,68 +53,95 @@ inline __attribute__((always_inline)) void keep_apart(A*& pointer) {
   asm("" : "+r"(pointer));
 }
 
-// A register tile of 1 row by kColumns columns by 1 vector.
+template <class A, Weights kWeights>
+inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
+  return kWeights == Weights::kBroadcast ? Vec<A>::broadcast(*p) : Vec<A>::load(p);
+}
+
+// Adds the taps of one source row to the sums of one target row.
 //   kStride  columns from source to source if known, else 0
 //   kTaps    taps if known, and neighbours are then as far apart as columns are: a source vector is loaded once and meets
 //            all the taps' weights. Else 0: one weight vector is loaded at a time, and the source is the memory operand
 //            of the multiply-add.
-template <class A, int kColumns, int kTaps, int kStride, Weights kWeights>
+template <class A, int kColumns, int kTaps, Weights kWeights>
+inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride, const A* weight,
+                                                   Vec<A> (&sum)[kColumns]) {
+  if constexpr (kTaps > 0) {
+    Vec<A> w[kTaps];
+    TORCH_EXT_UNROLL
+    for (int t = 0; t < kTaps; ++t) w[t] = load_weight<A, kWeights>(weight + t * r.weight_step);
+    TORCH_EXT_UNROLL
+    for (int i = 0; i < kColumns + kTaps - 1; ++i) {
+      const Vec<A> x = Vec<A>::load(source + i * stride);
+      TORCH_EXT_UNROLL
+      for (int t = 0; t < kTaps; ++t)
+        if (i >= t && i - t < kColumns) sum[i - t] = fma(w[t], x, sum[i - t]);
+    }
+  } else {
+    for (int64_t t = r.taps; t > 0; --t, source += r.step, weight += r.weight_step) {
+      const Vec<A> w = load_weight<A, kWeights>(weight);
+      TORCH_EXT_UNROLL
+      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
+    }
+  }
+}
+
+// Adds the taps of one source row to the sums of two target rows: a source vector is loaded once for both.
+template <class A, int kColumns, Weights kWeights>
+inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride,
+                                                   const A* weight0, const A* weight1, Vec<A> (&sum)[2][kColumns]) {
+  for (int64_t t = r.taps; t > 0; --t, source += r.step, weight0 += r.weight_step, weight1 += r.weight_step) {
+    const Vec<A> w0 = load_weight<A, kWeights>(weight0), w1 = load_weight<A, kWeights>(weight1);
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kColumns; ++j) {
+      const Vec<A> x = load_once(source + j * stride);
+      sum[0][j] = fma(w0, x, sum[0][j]);
+      sum[1][j] = fma(w1, x, sum[1][j]);
+    }
+  }
+}
+
+// A register tile of kRows target rows by kColumns columns by 1 vector.
+template <class A, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
 inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t source_offset, int64_t weight_offset,
                                                 const A* start, A* out) {
   constexpr int64_t L = kLanes<A>;
-  const int64_t stride = kStride > 0 ? kStride * L : r.source_stride, out_stride = r.out_stride;
-  const int64_t step = r.step, weight_step = r.weight_step, taps = r.taps;
-  const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count;
-  const auto load_weight = [](const A* p) {
-    return kWeights == Weights::kBroadcast ? Vec<A>::broadcast(*p) : Vec<A>::load(p);
-  };
-  bool add = start == nullptr;
-  Vec<A> sum[kColumns];
-  const Vec<A> first = add ? Vec<A>::zero() : Vec<A>::load(start);
+  const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
+  Vec<A> sum[kRows][kColumns];
+  const Vec<A> first = start ? Vec<A>::load(start) : Vec<A>::zero();
   TORCH_EXT_UNROLL
-  for (int j = 0; j < kColumns; ++j) sum[j] = first;
+  for (int i = 0; i < kRows; ++i) {
+    TORCH_EXT_UNROLL
+    for (int j = 0; j < kColumns; ++j) sum[i][j] = first;
+  }
+  for (const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count; row < end; ++row) {
+    const A* source = row->source + source_offset;
+    keep_apart(source);
+    if constexpr (kRows == 1) {
+      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+    } else if (row->weight[0] && row->weight[1]) {
+      add_row<A, kColumns, kWeights>(r, source, stride, row->weight[0] + weight_offset, row->weight[1] + weight_offset,
+                                     sum);
+    } else if (row->weight[0]) {
+      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+    } else {
+      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[1] + weight_offset, sum[1]);
+    }
+  }
   keep_apart(out);
-  for (;;) {
-    for (const auto* stop = end - row > r.rows_per_sum ? row + r.rows_per_sum : end; row < stop; ++row) {
-      const A* source = row->source + source_offset;
-      const A* weight = row->weight + weight_offset;
-      keep_apart(source);
-      if constexpr (kTaps > 0) {
-        Vec<A> w[kTaps];
-        TORCH_EXT_UNROLL
-        for (int t = 0; t < kTaps; ++t) w[t] = load_weight(weight + t * weight_step);
-        TORCH_EXT_UNROLL
-        for (int i = 0; i < kColumns + kTaps - 1; ++i) {
-          const Vec<A> x = Vec<A>::load(source + i * stride);
-          TORCH_EXT_UNROLL
-          for (int t = 0; t < kTaps; ++t)
-            if (i >= t && i - t < kColumns) sum[i - t] = fma(w[t], x, sum[i - t]);
-        }
-      } else {
-        for (int64_t t = taps; t > 0; --t) {
-          const Vec<A> w = load_weight(weight);
-          TORCH_EXT_UNROLL
-          for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
-          source += step;
-          weight += weight_step;
-        }
-      }
-    }
-    if (add) {
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kRows; ++i, out += r.out_row) {
+    if (!start) {
       TORCH_EXT_UNROLL
-      for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::load(out + j * out_stride) + sum[j];
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = Vec<A>::load(out + j * r.out_stride) + sum[i][j];
     }
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kColumns; ++j) sum[j].store(out + j * out_stride);
-    if (row == end) return;
-    TORCH_EXT_UNROLL
-    for (int j = 0; j < kColumns; ++j) sum[j] = Vec<A>::zero();
-    add = true;
+    for (int j = 0; j < kColumns; ++j) sum[i][j].store(out + j * r.out_stride);
   }
 }
 
 // All vectors of some columns, then the next columns: what a pixel's neighbours in memory need comes soon.
-template <class A, int kColumns, int kTaps, int kStride, Weights kWeights>
+template <class A, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
 __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column, int64_t columns) {
   const RowSum<A> r = row_sum;  // else the compiler must assume that every vector it stores changes the numbers here
   const int64_t stride = kStride > 0 ? kStride * kLanes<A> : r.source_stride;
@@ -132,7 +158,7 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
         }
         for (int j = 0; j < kColumns; ++j) __builtin_prefetch(out + r.out_ahead + j * r.out_stride, 1);
       }
-      tile<A, kColumns, kTaps, kStride, kWeights>(r, source_offset - shift, weight_offset, start, out - shift);
+      tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset - shift, weight_offset, start, out - shift);
       source_offset += r.source_vector;
       weight_offset += r.weight_vector;
       out += r.out_vector;
@@ -142,49 +168,45 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
   return column;
 }
 
-template <class A, int kTaps, int kStride, Weights kWeights>
+// Whole tiles of kWidest columns, then one of those that are left.
+template <class A, int kRows, int kWidest, int kTaps, int kStride, Weights kWeights>
 void sum_row(const RowSum<A>& r, int64_t columns) {
   int64_t column = 0;
-  // What comes from memory comes better in small pieces.
-  if (kStride == 0 && r.prefetch) column = tiles<A, 4, kTaps, kStride, kWeights>(r, 0, columns);
-  else if (columns >= 8) column = tiles<A, 8, kTaps, kStride, kWeights>(r, 0, columns);
-  switch (columns - column) {
-    case 1:
-      tiles<A, 1, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 2:
-      tiles<A, 2, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 3:
-      tiles<A, 3, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 4:
-      tiles<A, 4, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 5:
-      tiles<A, 5, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 6:
-      tiles<A, 6, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-    case 7:
-      tiles<A, 7, kTaps, kStride, kWeights>(r, column, columns);
-      break;
-  }
+  if (columns >= kWidest) column = tiles<A, kRows, kWidest, kTaps, kStride, kWeights>(r, 0, columns);
+  const auto rest = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
+    if constexpr (kColumns < kWidest)
+      if (columns - column == kColumns) tiles<A, kRows, kColumns, kTaps, kStride, kWeights>(r, column, columns);
+  };
+  rest(std::integral_constant<int, 1>());
+  rest(std::integral_constant<int, 2>());
+  rest(std::integral_constant<int, 3>());
+  rest(std::integral_constant<int, 4>());
+  rest(std::integral_constant<int, 5>());
+  rest(std::integral_constant<int, 6>());
+  rest(std::integral_constant<int, 7>());
 }
 
+template <class A, int kTaps, int kStride>
+void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
+  // What comes from memory comes better in small pieces.
+  if (kStride == 0 && r.prefetch) sum_row<A, 1, 4, kTaps, kStride, Weights::kVector>(r, columns);
+  else sum_row<A, 1, 8, kTaps, kStride, Weights::kVector>(r, columns);
+}
+
+// target_rows: 1, or 2 where columns are lanes.
 template <Order kOrder, class A>
-void sum_row(const RowSum<A>& r, int64_t columns) {
+void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
   constexpr int kStride = kOrder == Order::kInPlace ? 0 : 1;
   if constexpr (kOrder == Order::kColumns) {
-    sum_row<A, 0, 1, Weights::kBroadcast>(r, columns);
+    if (target_rows == 2) sum_row<A, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
+    else sum_row<A, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
   } else if (r.step == r.source_stride && (r.taps == 3 || r.taps == 5) && (kStride == 0 || r.step == kLanes<A>)) {
-    if (r.taps == 3) sum_row<A, 3, kStride, Weights::kVector>(r, columns);
-    else sum_row<A, 5, kStride, Weights::kVector>(r, columns);
+    if (r.taps == 3) sum_row_of_channels<A, 3, kStride>(r, columns);
+    else sum_row_of_channels<A, 5, kStride>(r, columns);
   } else if (kStride == 1 && r.source_stride == kLanes<A>) {
-    sum_row<A, 0, 1, Weights::kVector>(r, columns);
+    sum_row_of_channels<A, 0, 1>(r, columns);
   } else {
-    sum_row<A, 0, 0, Weights::kVector>(r, columns);
+    sum_row_of_channels<A, 0, 0>(r, columns);
   }
 }
 
