@@ -36,7 +36,7 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
     row += lanes.offset[0];
     if (lanes.count == L)
-      for (int64_t j = 0; j < columns; ++j) load_wide(row + j * stride).store(packed + j * L);
+      for (int64_t j = 0; j < columns; ++j) opaque(load_wide(row + j * stride)).store(packed + j * L);
     else
       for (int64_t j = 0; j < columns; ++j) load_partial(row + j * stride, lanes.count).store(packed + j * L);
   } else if (stride == 1) {
@@ -44,12 +44,18 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       if (columns >= L && j > columns - L) j = columns - L;  // the last square overlaps the one before
       const int64_t n = columns - j < L ? columns - j : L;
       V square[L];
+      if (n == L && lanes.count == L) {
+        TORCH_EXT_UNROLL
+        for (int64_t i = 0; i < L; ++i) square[i] = load_wide(row + lanes.offset[i] + j);
+        transpose(square);
+        TORCH_EXT_UNROLL
+        for (int64_t i = 0; i < L; ++i) square[i].store(packed + (j + i) * L);
+        continue;
+      }
       for (int64_t i = 0; i < L; ++i)
-        square[i] = i >= lanes.count ? V::zero()
-                    : n == L         ? load_wide(row + lanes.offset[i] + j)
-                                     : load_partial(row + lanes.offset[i] + j, n);
+        square[i] = i < lanes.count ? load_partial(row + lanes.offset[i] + j, n) : V::zero();
       transpose(square);
-      for (int64_t i = 0; i < n; ++i) square[i].store(packed + (j + i) * L);
+      for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * L);
     }
   } else {
     for (int64_t j = 0; j < columns; ++j, row += stride, packed += L) {
@@ -67,7 +73,7 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
     row += lanes.offset[0];
     if (lanes.count == L)
-      for (int64_t j = 0; j < columns; ++j) store_rounded(row + j * stride, V::load(packed + j * L));
+      for (int64_t j = 0; j < columns; ++j) store_rounded(row + j * stride, opaque(V::load(packed + j * L)));
     else
       for (int64_t j = 0; j < columns; ++j) store_partial(row + j * stride, V::load(packed + j * L), lanes.count);
   } else if (stride == 1) {
@@ -75,12 +81,17 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
       if (columns >= L && j > columns - L) j = columns - L;
       const int64_t n = columns - j < L ? columns - j : L;
       V square[L];
-      for (int64_t i = 0; i < L; ++i) square[i] = i < n ? V::load(packed + (j + i) * L) : V::zero();
-      transpose(square);
-      for (int64_t i = 0; i < lanes.count; ++i) {
-        if (n == L) store_rounded(row + lanes.offset[i] + j, square[i]);
-        else store_partial(row + lanes.offset[i] + j, square[i], n);
+      if (n == L && lanes.count == L) {
+        TORCH_EXT_UNROLL
+        for (int64_t i = 0; i < L; ++i) square[i] = V::load(packed + (j + i) * L);
+        transpose(square);
+        TORCH_EXT_UNROLL
+        for (int64_t i = 0; i < L; ++i) store_rounded(row + lanes.offset[i] + j, square[i]);
+        continue;
       }
+      for (int64_t i = 0; i < L; ++i) square[i] = i < n ? opaque(V::load(packed + (j + i) * L)) : V::zero();
+      transpose(square);
+      for (int64_t i = 0; i < lanes.count; ++i) store_partial(row + lanes.offset[i] + j, square[i], n);
     }
   } else {
     for (int64_t j = 0; j < columns; ++j, row += stride, packed += L)
@@ -98,7 +109,7 @@ void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed) {
   } else if (columns < L) {
     load_partial(row, columns).store(packed);
   } else {
-    for (; j + L <= columns; j += L) load_wide(row + j).store(packed + j);
+    for (; j + L <= columns; j += L) opaque(load_wide(row + j)).store(packed + j);
     if (j < columns) load_wide(row + columns - L).store(packed + columns - L);
   }
 }
@@ -113,7 +124,7 @@ void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) 
   } else if (columns < L) {
     store_partial(row, V::load(packed), columns);
   } else {
-    for (; j + L <= columns; j += L) store_rounded(row + j, V::load(packed + j));
+    for (; j + L <= columns; j += L) store_rounded(row + j, opaque(V::load(packed + j)));
     if (j < columns) store_rounded(row + columns - L, V::load(packed + columns - L));
   }
 }
@@ -121,17 +132,7 @@ void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) 
 // Zeros, in whole vectors.
 template <class A>
 void fill_zero(A* to, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes<A>) Vec<A>::zero().store(to + i);
-}
-
-// Columns of a row of `size` columns, zero where there are none: calls pack(first, columns, to) for those that exist.
-// kPixel: elements in a packed column. Up to a vector more is written.
-template <int64_t kPixel, class A, class Pack>
-void pack_row(int64_t size, Range range, A* packed, const Pack& pack) {
-  const int64_t begin = std::clamp<int64_t>(0, range.begin, range.end), end = std::clamp(size, begin, range.end);
-  fill_zero(packed, (begin - range.begin) * kPixel);
-  if (begin < end) pack(begin, end - begin, packed + (begin - range.begin) * kPixel);
-  fill_zero(packed + (end - range.begin) * kPixel, (range.end - end) * kPixel);
+  for (int64_t i = 0; i < count; i += kLanes<A>) opaque(Vec<A>::zero()).store(to + i);
 }
 
 // Source rows as the kernels read them: where they lie (kInPlace), or from a direct-mapped cache of packed rows. Source
@@ -162,7 +163,10 @@ class SourceRows {
   // Forgets all rows; those packed from now on hold these columns.
   void set_columns(Range columns) {
     columns_ = columns;
-    if constexpr (kOrder != Order::kInPlace) std::fill_n(tags_, tiling_.rows(), -1);
+    existing_.begin = std::clamp<int64_t>(0, columns.begin, columns.end);
+    existing_.end = std::clamp(axes_[2].source, existing_.begin, columns.end);
+    if constexpr (kOrder != Order::kInPlace)
+      for (int64_t i = 0; i < tiling_.rows(); ++i) tags_[i] = -1;
   }
 
   // Elements from column to column, and from one vector of channels to the next.
@@ -189,13 +193,18 @@ class SourceRows {
   }
 
  private:
+  // Zeros where there are no columns, in whole vectors: up to a vector beyond the end is written, too.
   void pack(const T* from, A* packed) const {
-    const int64_t stride = source_.spatial[2];
-    for (int64_t v = 0; v < vectors_; ++v, packed += vector_stride())
-      pack_row<kPixel>(axes_[2].source, columns_, packed, [&](int64_t first, int64_t columns, A* to) {
-        if constexpr (kOrder == Order::kColumns) pack_line(from + line_[v] + first * stride, stride, columns, to);
-        else pack_columns(from + first * stride, stride, lanes_[v], columns, to);
-      });
+    const int64_t stride = source_.spatial[2], first = existing_.begin - columns_.begin, count = size(existing_);
+    from += existing_.begin * stride;
+    for (int64_t v = 0; v < vectors_; ++v, packed += vector_stride()) {
+      fill_zero(packed, first * kPixel);
+      if (count > 0) {
+        if constexpr (kOrder == Order::kColumns) pack_line(from + line_[v], stride, count, packed + first);
+        else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel);
+      }
+      fill_zero(packed + (first + count) * kPixel, (columns_.end - existing_.end) * kPixel);
+    }
   }
 
   const Triple<Axis>& axes_;
@@ -203,7 +212,7 @@ class SourceRows {
   A* ring_;
   View<const T> source_{};
   int64_t vectors_ = 0;
-  Range columns_{};
+  Range columns_{}, existing_{};  // what packed rows hold, and what of it the image has
   int64_t line_[kMaxVectors];
   Lanes<A> lanes_[kMaxVectors];
   int64_t tags_[kMaxRows];

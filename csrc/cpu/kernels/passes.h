@@ -76,6 +76,12 @@ inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t l
          2 * (w.max_taps - 1) <= w.source / w.unit;
 }
 
+// Vectors of packed channels in a block: many if channels are adjacent in memory or rows are short, so that there is
+// some work for each row.
+inline int64_t packed_vectors(int64_t columns, Layout a, Layout b) {
+  return a.channel == 1 && b.channel == 1 ? 8 : std::clamp<int64_t>(64 / columns, 2, 8);
+}
+
 template <class T>
 bool exceeds_cache(const ConvGeometry<int64_t>& g) {
   const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
@@ -105,7 +111,8 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
                                                                                 : Order::kChannels;
 
-  int64_t needed = ceil_div(kParts, g.batch);
+  const int64_t wanted = wanted_parts(g);
+  int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
   p.group = phases <= kMaxGroup && (in_place || w.unit == 1) ? phases : 1;
   switch (p.order) {
@@ -115,7 +122,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = {w.count(0), 1, {{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}}, {{1, 1, 0}}, true};
       break;
     case Order::kChannels:
-      p.channels = cut_channels(channels, p.lanes, false, 2, source.channel == 1 && target.channel == 1 ? 8 : 2, needed);
+      p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, source, target), needed);
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
     case Order::kColumns:
@@ -222,14 +229,15 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                                                                     : Order::kChannels;
 
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, kParts), blocks = ceil_div(kParts, slices);
+  const int64_t wanted = wanted_parts(g);
+  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
   int64_t pixel_bytes = 1, max_columns = kSumPositions;
   switch (p.order) {
     case Order::kInPlace:
       p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
       break;
     case Order::kChannels:
-      p.channels = cut_channels(channels, p.lanes, false, 2, input.channel == 1 && grad_output.channel == 1 ? 8 : 2, blocks);
+      p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, input, grad_output), blocks);
       pixel_bytes = p.channels.width * 32;
       break;
     case Order::kColumns:
@@ -250,7 +258,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
     if (p.tile_rows == 1 || p.tiling.rows() <= std::min(4 * one.rows(), kMaxRows)) break;
   }
   p.prefetch = detail::exceeds_cache<T>(g);
-  p.parts = cut_slices(std::min(slices, ceil_div(kParts, p.channels.blocks())), g.batch, g.out);
+  p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }
 

@@ -49,9 +49,12 @@ inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one bl
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
 inline constexpr int64_t kPrefetchBytes = 8 << 20;      // source and target that are too large for a cache
+inline constexpr int64_t kPartWork = 1 << 15;           // multiply-adds that are worth an item of their own
 inline constexpr int64_t kParts = 64;                   // threads that the items should be able to feed
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a - 1) / b + 1; }  // a, b >= 1
+// Divisions take longer than all else in a walk, and most are by 1.
+inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return divide(a - 1, b) + 1; }  // a, b >= 1
 inline int64_t size(Range r) { return r.end > r.begin ? r.end - r.begin : 0; }
 
 // Part `index` of [0, total) cut into `parts` nearly equal ranges.
@@ -82,10 +85,10 @@ struct Phase {
     int64_t begin = 0, end = 0;
     if (step > 0) {
       if (last < 0) begin = ceil_div(-last, step);
-      if (first < size) end = (size - 1 - first) / step + 1;
+      if (first < size) end = divide(size - 1 - first, step) + 1;
     } else {
-      if (first >= size) begin = (first - size) / -step + 1;
-      if (last >= 0) end = last / -step + 1;
+      if (first >= size) begin = divide(first - size, -step) + 1;
+      if (last >= 0) end = divide(last, -step) + 1;
     }
     return {std::max(begin, range.begin), std::min({end, range.end, taps})};
   }
@@ -113,6 +116,7 @@ struct Axis {
 
   Phase phase(int64_t index) const {
     if (!transposed) return {stride, dilation, -pad, kernel, 0, 1};
+    if (stride == 1) return {1, -dilation, index + pad, kernel, 0, 1};
     const int64_t divisor = std::gcd(stride, dilation), period = stride / divisor, residue = index + pad;
     if (residue % divisor != 0) return {1, -unit, 0, 0, 0, 1};
     const __int128 product = __int128(residue / divisor % period) * inverse(dilation / divisor, period);
@@ -150,7 +154,7 @@ struct TapWalk {
     step = forward * phase.step;
     tap = phase.tap_first + t * phase.tap_step;
     tap_step = forward * phase.tap_step;
-    slot = (axis.unit == 1 ? source : source / axis.unit) % slots;
+    slot = slots == 1 ? 0 : divide(source, axis.unit) % slots;
   }
 
   void next() {
@@ -318,6 +322,13 @@ struct ChannelMap {
 
   int64_t operator()(int64_t lane) const { return lane * times / over; }
 };
+
+// Items that a pass should have.
+inline int64_t wanted_parts(const ConvGeometry<int64_t>& g) {
+  const double channels = static_cast<double>(std::max(g.in_channels, g.out_channels)) * g.kernel[0] * g.kernel[1] * g.kernel[2];
+  const double work = channels * g.batch * g.out[0] * g.out[1] * g.out[2] / kPartWork;
+  return work < kParts ? std::max<int64_t>(1, static_cast<int64_t>(work)) : kParts;
+}
 
 inline bool output_is_wide(const ConvGeometry<int64_t>& g) { return g.groups == g.in_channels; }
 inline int64_t multiplier(const ConvGeometry<int64_t>& g) {

@@ -5,10 +5,19 @@
 // namespace: a helper outside of it would become one symbol for both instruction sets.
 //
 //   Vec::zero, broadcast, load, store, operator+, operator-, fma(a, b, c) = a * b + c
-//   load_once(p)                                      into a register: not as an operand of each of its uses
+//   opaque(v)                                         v in a register: not loaded again for each use, and a loop that
+//                                                     moves it is not taken for a memcpy or memset, which cost a call
 //   load_wide(p), store_rounded(p, v)                 from and to a storage type
 //   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
 //   transpose(rows)                                   a square of kLanes vectors
+// Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
+// sums on the stack.
+#if defined(__clang__)
+#define TORCH_EXT_UNROLL _Pragma("unroll")
+#else
+#define TORCH_EXT_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 #include "convert.h"
 
 #define TORCH_EXT_ISA_IS_avx2 1

@@ -35,13 +35,11 @@ inline Vec<double> operator-(Vec<double> a, Vec<double> b) { return {_mm256_sub_
 inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
 
-inline Vec<float> load_once(const float* p) {
-  Vec<float> x = Vec<float>::load(p);
+inline Vec<float> opaque(Vec<float> x) {
   asm("" : "+x"(x.v));
   return x;
 }
-inline Vec<double> load_once(const double* p) {
-  Vec<double> x = Vec<double>::load(p);
+inline Vec<double> opaque(Vec<double> x) {
   asm("" : "+x"(x.v));
   return x;
 }
@@ -99,15 +97,20 @@ void store_partial(T* p, Vec<float> x, int64_t n) {
 
 inline void transpose(Vec<float> (&r)[8]) {
   __m256 t[8], u[8];
+  TORCH_EXT_UNROLL
   for (int i = 0; i < 8; i += 2) {
     t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
     t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
   }
-  for (int i = 0; i < 8; i += 4)
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    TORCH_EXT_UNROLL
     for (int j = 0; j < 2; ++j) {
       u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
       u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
     }
+  }
+  TORCH_EXT_UNROLL
   for (int i = 0; i < 4; ++i) {
     r[i].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
     r[i + 4].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
@@ -116,10 +119,12 @@ inline void transpose(Vec<float> (&r)[8]) {
 
 inline void transpose(Vec<double> (&r)[4]) {
   __m256d t[4];
+  TORCH_EXT_UNROLL
   for (int i = 0; i < 4; i += 2) {
     t[i] = _mm256_unpacklo_pd(r[i].v, r[i + 1].v);
     t[i + 1] = _mm256_unpackhi_pd(r[i].v, r[i + 1].v);
   }
+  TORCH_EXT_UNROLL
   for (int i = 0; i < 2; ++i) {
     r[i].v = _mm256_permute2f128_pd(t[i], t[i + 2], 0x20);
     r[i + 2].v = _mm256_permute2f128_pd(t[i], t[i + 2], 0x31);

@@ -3,14 +3,6 @@
 // The inner loops, on packed rows. One vector is kLanes channels of one column; strides and steps are in elements.
 #include "simd.h"
 
-// Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
-// sums on the stack.
-#if defined(__clang__)
-#define TORCH_EXT_UNROLL _Pragma("unroll")
-#else
-#define TORCH_EXT_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
 // A source row and the weights of its taps, for each of two target rows; null if that one does not need it.
@@ -94,7 +86,7 @@ inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* 
     const Vec<A> w0 = load_weight<A, kWeights>(weight0), w1 = load_weight<A, kWeights>(weight1);
     TORCH_EXT_UNROLL
     for (int j = 0; j < kColumns; ++j) {
-      const Vec<A> x = load_once(source + j * stride);
+      const Vec<A> x = opaque(Vec<A>::load(source + j * stride));
       sum[0][j] = fma(w0, x, sum[0][j]);
       sum[1][j] = fma(w1, x, sum[1][j]);
     }
