@@ -297,26 +297,4 @@ class Correlate {
   SourceRow<A> source_rows_[2 * kMaxRows];
 };
 
-template <class T>
-void pack_weight(const CorrelatePlan& p, View<const T> weight, Acc<T>* packed) {
-  const Triple<int64_t> kernel{{p.axes[0].kernel, p.axes[1].kernel, p.axes[2].kernel}};
-  const int64_t lanes = p.channels.lanes, taps = p.taps();
-  for (int64_t vector = 0; vector < p.channels.all_vectors(); ++vector)
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      for (int64_t r = 0; r < p.terms; ++r) {
-        Acc<T>* to = packed + (vector * p.terms + r) * taps * lanes + lane;
-        const int64_t c = p.channels.first(vector) + lane;
-        if (c >= p.channels.channels) {
-          for (int64_t t = 0; t < taps; ++t) to[t * lanes] = 0;
-          continue;
-        }
-        const int64_t wide = c * p.terms + r;  // with one term, the target is the wide side
-        const T* from = p.wide_weight ? weight.at(wide, 0) : weight.at(wide / p.multiplier, wide % p.multiplier);
-        for (int64_t d = 0; d < kernel[0]; ++d)
-          for (int64_t h = 0; h < kernel[1]; ++h)
-            for (int64_t w = 0; w < kernel[2]; ++w, to += lanes)
-              *to = widen(from[d * weight.spatial[0] + h * weight.spatial[1] + w * weight.spatial[2]]);
-      }
-}
-
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -261,34 +261,6 @@ class GradWeight {
   int64_t rows_count_;
 };
 
-// Adds the slices in order; what comes first is the sum.
-template <class A>
-void add_slices(int64_t slices, int64_t slice_size, A* partial_sums) {
-  constexpr int64_t L = kLanes<A>;
-  for (int64_t slice = 1; slice < slices; ++slice) {
-    const A* from = partial_sums + slice * slice_size;
-    int64_t i = 0;
-    for (; i + L <= slice_size; i += L)
-      (Vec<A>::load(partial_sums + i) + Vec<A>::load(from + i)).store(partial_sums + i);
-    for (; i < slice_size; ++i) partial_sums[i] += from[i];
-  }
-}
-
-template <class T>
-void add_grad_weight(const GradWeightPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
-  add_slices(p.parts.count(), p.slice_size(), partial_sums);
-  const int64_t m = p.multiplier, lanes = p.channels.lanes;
-  for (int64_t c = 0; c < p.channels.channels; ++c) {
-    T* to = p.wide_weight ? grad_weight.at(c, 0) : grad_weight.at(c / m, c % m);
-    const int64_t vector = c / lanes;
-    const Acc<T>* from = partial_sums + vector * p.taps() * lanes + c - p.channels.first(vector);
-    for (int64_t d = 0; d < p.axes[0].kernel; ++d)
-      for (int64_t h = 0; h < p.axes[1].kernel; ++h)
-        for (int64_t w = 0; w < p.axes[2].kernel; ++w, from += lanes)
-          narrow(*from, to + d * grad_weight.spatial[0] + h * grad_weight.spatial[1] + w * grad_weight.spatial[2]);
-  }
-}
-
 template <class T>
 void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial_sums, int64_t item, Acc<T>* row) {
   using A = Acc<T>;

@@ -37,6 +37,7 @@ struct CorrelatePlan {
   int64_t tile_rows;    // target rows whose sums are kept: all of an item if its taps come in blocks
   bool prefetch;      // source rows ahead of their use: tensors do not fit in a cache
 
+  Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   // Columns of a tile in memory; the last vector of columns may be a part.
   int64_t tile_columns() const {
@@ -52,7 +53,7 @@ struct CorrelatePlan {
   }
   int64_t bias_size() const { return channels.max_vectors() * lanes; }
   int64_t scratch_size() const { return bias_size() + tile_size() + ring_size(); }
-  int64_t weight_size() const { return channels.all_vectors() * channels.lanes * terms * taps(); }
+  int64_t weight_size() const { return channels.all_vectors() * channels.lanes * terms * taps() + lanes; }  // see pack_line
   Box item_box(int64_t item) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / channels.blocks());
   }
@@ -170,6 +171,7 @@ struct GradWeightPlan {
   bool prefetch;      // as in CorrelatePlan
   Parts parts;
 
+  Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
   int64_t items() const { return parts.count() * channels.blocks(); }

@@ -4,6 +4,7 @@
 // instruction set are included before, outside of the target region (see table_avx2.cpp).
 #include "correlate.h"
 #include "gradients.h"
+#include "weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
