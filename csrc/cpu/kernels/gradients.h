@@ -63,13 +63,12 @@ class GradWeight {
     int64_t source;        // where the first tap of the first column lies in a source row, in elements
     Range taps;            // of the block
   };
-  // Rows of the kernel whose sums are taken at once, and the runs that all of them have.
+  // Rows of the kernel whose sums are taken at once, and their runs.
   struct Rows {
-    int64_t kernel_row, first_run, run_count;
-    bool at_once;
+    int64_t kernel_row, count, first_run, run_count;
   };
   static constexpr int64_t kMaxSegments = kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 1 : 1;
-  static constexpr int64_t kMaxRuns = kMaxRows * kMaxTileRows;
+  static constexpr int64_t kMaxRuns = kMaxRows * (kMaxTileRows + kRowsAtOnce);
 
   // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
   int64_t block_tap(int64_t v, int64_t kernel_row, int64_t w) const {
@@ -130,69 +129,92 @@ class GradWeight {
     return segment_count_ > 0;
   }
 
-  // Lists the runs of the rows of grad_output h, h + classes, ...: first which source rows each kernel row meets.
+  // Lists the runs of the rows of grad_output h, h + classes, ...: first which source row each kernel row meets.
   void list_runs(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
     const Axis& axis = plan_.axes[1];
     const int64_t kernel_rows = plan_.tiling.taps[0] * plan_.tiling.taps[1];
-    const A* met[kMaxTileRows][kMaxRows];
-    const A* factor[kMaxTileRows];
-    int64_t rows = 0;
-    for (; rows < plan_.tile_rows && h < box_.h.end; ++rows, h += axis.classes) {
-      factor[rows] = factor_row(n, d, h, rows);
-      std::fill_n(met[rows], kernel_rows, nullptr);
+    for (rows_count_ = 0; rows_count_ < plan_.tile_rows && h < box_.h.end; ++rows_count_, h += axis.classes) {
+      const A** met = met_[rows_count_];
+      std::fill_n(met, kernel_rows, nullptr);
       for (TapWalk td = depths; td.count > 0; td.next())
         for (TapWalk th(axis, h, taps_[1], plan_.tiling.slots[1]); th.count > 0; th.next())
-          met[rows][kernel_row(td.tap, th.tap)] = rows_.row(0, 0, td, th);
+          met[kernel_row(td.tap, th.tap)] = rows_.row(0, 0, td, th);
+      if (td_count(met, kernel_rows) > 0) factor_[rows_count_] = factor_row(n, d, h, rows_count_);
     }
-    int64_t runs = 0;
-    rows_count_ = 0;
-    const auto add = [&](int64_t first, int64_t count, const auto& wanted) {
-      const int64_t first_run = runs;
-      for (int64_t i = 0; i < rows; ++i) {
-        if (!wanted(i)) continue;
-        runs_[runs].factor = factor[i];
-        for (int64_t r = 0; r < count; ++r) runs_[runs].source[r] = met[i][first + r];
-        ++runs;
+    runs_count_ = kernel_rows_count_ = 0;
+    const int64_t groups = ceil_div(plan_.tiling.taps[1], kRowsAtOnce);
+    for (int64_t td = 0; td < plan_.tiling.taps[0]; ++td)
+      for (int64_t group = 0; group < groups; ++group) {
+        const Range rows = part(plan_.tiling.taps[1], groups, group);
+        list_group(td * plan_.tiling.taps[1] + rows.begin, size(rows));
       }
-      if (runs > first_run) kernel_rows_[rows_count_++] = {first, first_run, runs - first_run, count > 1};
+  }
+
+  // The runs of `count` neighbouring rows of the kernel: those that all of them have are taken at once.
+  void list_group(int64_t first, int64_t count) {
+    const bool diagonal = plan_.shared == Shared::kSource;  // neighbouring rows meet one source row at neighbouring rows
+    const auto meets = [&](int64_t i, int64_t r) {
+      const int64_t row = diagonal ? i - r : i;
+      return row >= 0 && row < rows_count_ && met_[row][first + r] != nullptr;
     };
-    const bool at_once = plan_.tiling.taps[2] <= 3;
-    int64_t r = 0;
-    for (; at_once && r + kRowsAtOnce <= kernel_rows; r += kRowsAtOnce) {
-      const auto all = [&](int64_t i) {
-        return std::count(met[i] + r, met[i] + r + kRowsAtOnce, nullptr) == 0;
-      };
-      add(r, kRowsAtOnce, all);
-      for (int64_t one = r; one < r + kRowsAtOnce; ++one)
-        add(one, 1, [&](int64_t i) { return met[i][one] != nullptr && !all(i); });
-    }
-    for (; r < kernel_rows; ++r) add(r, 1, [&](int64_t i) { return met[i][r] != nullptr; });
+    const auto list = [&](int64_t begin, int64_t n, const auto& wanted) {
+      const int64_t first_run = runs_count_;
+      for (int64_t i = 0; i < rows_count_ + (diagonal ? count - 1 : 0); ++i) {
+        if (!wanted(i)) continue;
+        TapRun<A>& run = runs_[runs_count_++];
+        for (int64_t r = 0; r < n; ++r) {
+          const int64_t row = diagonal ? i - begin - r : i;
+          run.factor[r] = factor_[row];
+          run.source[r] = met_[row][first + begin + r];
+        }
+      }
+      if (runs_count_ > first_run)
+        kernel_rows_[kernel_rows_count_++] = {first + begin, n, first_run, runs_count_ - first_run};
+    };
+    const auto all = [&](int64_t i) {
+      bool meet = true;
+      for (int64_t r = 0; r < count; ++r) meet &= meets(i, r);
+      return meet;
+    };
+    list(0, count, all);
+    for (int64_t r = 0; count > 1 && r < count; ++r) list(r, 1, [&](int64_t i) { return meets(i, r) && !all(i); });
+  }
+
+  static int64_t td_count(const A* const* met, int64_t rows) { return rows - std::count(met, met + rows, nullptr); }
+
+  // Whether rows of grad_output are read where they lie.
+  bool factor_in_place() const {
+    if (kOrder == Order::kColumns) return std::is_same_v<T, A> && grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
+    return kOrder == Order::kInPlace;
+  }
+  // From one vector of channels to the next, in a row of grad_output.
+  int64_t factor_vector() const {
+    if (!factor_in_place()) return plan_.row_columns() * kPixel;
+    return kOrder == Order::kColumns ? grad_output_.c : L;
   }
 
   // A row of grad_output as the kernels read it.
   const A* factor_row(int64_t n, int64_t d, int64_t h, int64_t slot) {
     const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
                     columns_.begin * grad_output_.spatial[2];
-    if constexpr (kOrder == Order::kInPlace) {
-      return from + plan_.channels.first(first_vector_);
-    } else {
-      const int64_t stride = grad_output_.spatial[2];
-      A* const row = packed_ + slot * vectors_ * row_vector();
-      for (int64_t v = 0; v < vectors_; ++v) {
-        A* to = row + v * row_vector();
-        if constexpr (kOrder == Order::kColumns)
-          pack_line(from + plan_.output_map(first_vector_ + v) * grad_output_.c, stride, size(columns_), to);
-        else pack_columns(from, stride, lanes_[v], size(columns_), to);
-      }
-      return row;
+    if constexpr (std::is_same_v<T, A>)
+      if (factor_in_place()) return from + plan_.channels.first(first_vector_) * grad_output_.c;
+    const int64_t stride = grad_output_.spatial[2];
+    A* const row = packed_ + slot * vectors_ * factor_vector();
+    for (int64_t v = 0; v < vectors_; ++v) {
+      A* to = row + v * factor_vector();
+      if constexpr (kOrder == Order::kColumns)
+        pack_line(from + plan_.output_map(first_vector_ + v) * grad_output_.c, stride, size(columns_), to);
+      else pack_columns(from, stride, lanes_[v], size(columns_), to);
     }
+    return row;
   }
-  int64_t row_vector() const { return plan_.row_columns() * kPixel; }
 
   void rows(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
     list_runs(n, d, h, depths);
-    if (rows_count_ == 0) return;
-    if (++summed_ == kShortSum) add_to_totals();
+    if (kernel_rows_count_ == 0) return;
+    summed_ += rows_count_ * size(columns_);
+    if (summed_ > kShortSum) add_to_totals();
     const Axis& w = plan_.axes[2];
     TapSum<A> sum{};
     sum.factor_stride = kOrder == Order::kInPlace ? grad_output_.spatial[2] : L;
@@ -200,26 +222,27 @@ class GradWeight {
     const int64_t ahead = plan_.tile_rows * plan_.axes[1].classes;
     for (int64_t i = 0; i < segment_count_; ++i) {
       const Segment& s = segments_[i];
-      const int64_t taps = size(s.taps), chunks = ceil_div(taps, 8);
       sum.source_stride = kOrder == Order::kColumns ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
-      sum.step = taps > 1 ? w.dilation * rows_.pixel() : 0;
+      sum.step = size(s.taps) > 1 ? w.dilation * rows_.pixel() : 0;
       sum.columns = kOrder == Order::kColumns ? s.count / L : s.count;
       sum.rest = kOrder == Order::kColumns ? s.count % L : 0;
       for (int64_t v = 0; v < vectors_; ++v) {
-        const int64_t shift = kOrder == Order::kInPlace && v + 1 == vectors_ ? last_shift_ : 0;
-        sum.factor_offset = kOrder == Order::kInPlace ? s.first * grad_output_.spatial[2] + v * L - shift : v * row_vector();
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const Range t = part(taps, chunks, chunk);
-          sum.source_offset = s.source + v * rows_.vector_stride() - shift + t.begin * sum.step;
-          for (int64_t r = 0; r < rows_count_; ++r) {
-            const Rows& k = kernel_rows_[r];
-            sum.runs = runs_ + k.first_run;
-            sum.run_count = k.run_count;
-            const bool prefetch = kOrder == Order::kInPlace && plan_.prefetch && v % 2 == 0 && r + 1 == rows_count_;
-            sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
-            sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
-            sum.sums = sums_ + block_tap(v, k.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
-            sum_taps(sum, k.at_once, size(t));
+        const int64_t shift = v + 1 == vectors_ ? last_shift_ : 0;
+        sum.factor_offset = v * factor_vector() - shift;
+        if (kOrder == Order::kInPlace) sum.factor_offset += s.first * grad_output_.spatial[2];
+        for (int64_t k = 0; k < kernel_rows_count_; ++k) {
+          const Rows& rows = kernel_rows_[k];
+          sum.runs = runs_ + rows.first_run;
+          sum.run_count = rows.run_count;
+          const bool prefetch = kOrder == Order::kInPlace && plan_.prefetch && v % 2 == 0 && k == 0;
+          sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
+          sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
+          const int64_t chunks = ceil_div(size(s.taps), kMaxTaps[rows.count]);
+          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            const Range t = part(size(s.taps), chunks, chunk);
+            sum.source_offset = s.source + v * rows_.vector_stride() - shift + t.begin * sum.step;
+            sum.sums = sums_ + block_tap(v, rows.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
+            sum_taps(sum, rows.count, plan_.shared, size(t));
           }
         }
       }
@@ -243,7 +266,7 @@ class GradWeight {
   const GradWeightPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  A* const sums_;    // of up to kShortSum times some rows
+  A* const sums_;    // of about kShortSum positions
   A* const totals_;  // of sums, with the rounding error so far
   A* const packed_;  // rows of grad_output
   SourceRows<T, kOrder> rows_;
@@ -255,10 +278,15 @@ class GradWeight {
   Range columns_;
   Segment segments_[kMaxSegments];
   int64_t segment_count_;
-  int64_t summed_;
-  TapRun<A> runs_[kMaxRuns];
-  Rows kernel_rows_[2 * kMaxRows];
+  int64_t summed_;  // positions since the sums were last added to the totals
+  // Of the current rows of grad_output
   int64_t rows_count_;
+  const A* met_[kMaxTileRows][kMaxRows];
+  const A* factor_[kMaxTileRows];
+  TapRun<A> runs_[kMaxRuns];
+  int64_t runs_count_;
+  Rows kernel_rows_[2 * kMaxRows];
+  int64_t kernel_rows_count_;
 };
 
 template <class T>
@@ -272,7 +300,7 @@ void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial
     const int64_t vector = block * p.channels.width + v;
     const Lanes<A> lanes(lines ? 0 : vector * L, lines ? 1 : p.channels.channels, {1, 1}, grad_output.c);
     A sum[L] = {}, total[2 * L] = {};
-    int64_t rows = 0;
+    int64_t added = 0;
     for (int64_t n = box.n.begin; n < box.n.end; ++n)
       for (int64_t d = box.d.begin; d < box.d.end; ++d)
         for (int64_t h = box.h.begin; h < box.h.end; ++h)
@@ -289,7 +317,10 @@ void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial
               pack_columns(from, grad_output.spatial[2], lanes, columns, row);
             }
             add_vectors(row, vectors, sum);
-            if (++rows % kShortSum == 0) add_short_sum(sum, total);
+            if ((added += vectors) > kShortSum / 8) {
+              add_short_sum(sum, total);
+              added = 0;
+            }
           }
     add_short_sum(sum, total);
     A* const to = partial_sums + slice * p.slice_size() + vector * p.channels.lanes;

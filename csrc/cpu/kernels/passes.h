@@ -156,6 +156,10 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   return p;
 }
 
+// What neighbouring rows of the kernel have in common: a source row that they meet at neighbouring rows of grad_output, if
+// these are one step apart in the input; else a row of grad_output.
+enum class Shared { kSource, kFactor };
+
 // Grad weight: channels are the wide side's, which are also the weight's.
 struct GradWeightPlan {
   Order order;
@@ -168,6 +172,7 @@ struct GradWeightPlan {
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
+  Shared shared;
   bool prefetch;      // as in CorrelatePlan
   Parts parts;
 
@@ -197,9 +202,11 @@ struct GradWeightPlan {
 };
 
 inline constexpr int64_t kMaxBlockTaps = 1024;       // times vectors
-inline constexpr int64_t kSumPositions = 64;         // of grad_output, summed in registers
-inline constexpr int64_t kMaxTileRows = 8;
-inline constexpr int64_t kSlicePositions = 256;      // a slice's sums cost about as much as a few positions
+inline constexpr int64_t kSumPositions = 512;        // of grad_output, summed in registers
+inline constexpr int64_t kShortSum = 2048;           // positions whose sums are added before they go to a total
+inline constexpr int64_t kMaxSumColumns = 64;
+inline constexpr int64_t kMaxTileRows = 16;
+inline constexpr int64_t kSlicePositions = 1024;     // a slice has more, so that its borders cost little
 
 // Slices are for the threads when there are few blocks of channels.
 inline Parts cut_slices(int64_t needed, int64_t n, const Triple<int64_t>& size) {
@@ -233,7 +240,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t wanted = wanted_parts(g);
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
-  int64_t pixel_bytes = 1, max_columns = kSumPositions;
+  int64_t pixel_bytes = 1, max_columns = kMaxSumColumns;
   switch (p.order) {
     case Order::kInPlace:
       p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
@@ -243,9 +250,9 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       pixel_bytes = p.channels.width * 32;
       break;
     case Order::kColumns:
-      p.channels = cut_channels(channels, 1, false, 8, 16, blocks);
+      p.channels = cut_channels(channels, 1, false, 4, 8, blocks);
       pixel_bytes = p.channels.width * static_cast<int64_t>(sizeof(A));
-      max_columns = kSumPositions * p.lanes;
+      max_columns = kMaxSumColumns * p.lanes;
       break;
   }
   p.tiling = make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
@@ -257,8 +264,10 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   for (const Tiling one = p.tiling;; --p.tile_rows) {
     p.tiling = one;
     add_rows(&p.tiling, h, p.tile_rows);
-    if (p.tile_rows == 1 || p.tiling.rows() <= std::min(4 * one.rows(), kMaxRows)) break;
+    const bool fits = p.tiling.rows() <= kMaxRows && p.tiling.ring() * pixel_bytes <= 2 * kRingBytes;
+    if (p.tile_rows == 1 || fits || p.order == Order::kInPlace) break;
   }
+  p.shared = h.stride == std::gcd(h.stride, h.dilation) ? Shared::kSource : Shared::kFactor;
   p.prefetch = detail::exceeds_cache<T>(g);
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;

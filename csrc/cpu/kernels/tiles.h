@@ -202,9 +202,6 @@ void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
   }
 }
 
-// Rows whose sums are added up before they go to a total.
-inline constexpr int64_t kShortSum = 16;
-
 // Moves a sum to a total that is kept with its rounding error, one vector each (Kahan's summation).
 template <class A>
 void add_short_sum(A* sum, A* total) {
@@ -238,15 +235,16 @@ __attribute__((noinline)) void add_vectors(const A* vectors, int64_t count, A* s
   (Vec<A>::load(sum) + ((chain[0] + chain[1]) + (chain[2] + chain[3]))).store(sum);
 }
 
-// One row of grad_output, and the source rows that kRows rows of the kernel meet there.
+// What meets for some neighbouring rows of the kernel: either one source row, and a row of factors for each of them, or
+// one row of factors, and a source row for each.
 inline constexpr int kRowsAtOnce = 3;
 template <class A>
 struct TapRun {
-  const A* factor;
+  const A* factor[kRowsAtOnce];
   const A* source[kRowsAtOnce];
 };
 
-//   sums[r][t] += sum over runs and j in [0, columns) of factor[j] * source[r][j * source_stride + t * step]
+//   sums[r][t] += sum over runs and j in [0, columns) of factor[r][j] * source[r][j * source_stride + t * step]
 //
 // for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the last
 // one may be a part: `rest` columns.
@@ -259,58 +257,71 @@ struct TapSum {
   int64_t columns, rest;
   A* sums;
   int64_t row_sums;  // from the sums of one row of the kernel to the next
-  // How far ahead of their use factors and the last row of sources are prefetched; 0: they are not.
+  // How far ahead of their use factors and sources are prefetched; 0: they are not.
   int64_t factor_ahead, source_ahead;
 };
 
-// Adds the products of one column, and moves the sources on to the next.
-template <class A, int kRows, int kTaps>
-inline __attribute__((always_inline)) void add_column(const Vec<A>& factor, int64_t stride, int64_t step,
-                                                      const A* (&source)[kRows], Vec<A> (&sum)[kRows][kTaps]) {
-  TORCH_EXT_UNROLL
-  for (int r = 0; r < kRows; ++r) {
+// Adds the products of one column. load(pointer) is a vector of it.
+template <class A, int kRows, int kTaps, Shared kShared, class Load>
+inline __attribute__((always_inline)) void add_column(const A* const (&factor)[kRows], const A* const (&source)[kRows],
+                                                      int64_t step, Vec<A> (&sum)[kRows][kTaps], const Load& load) {
+  if constexpr (kShared == Shared::kSource) {
+    Vec<A> x[kRows];
     TORCH_EXT_UNROLL
-    for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(factor, Vec<A>::load(source[r] + t * step), sum[r][t]);
-    source[r] += stride;
+    for (int r = 0; r < kRows; ++r) x[r] = load(factor[r]);
+    TORCH_EXT_UNROLL
+    for (int t = 0; t < kTaps; ++t) {
+      const Vec<A> y = kRows > 1 ? opaque(load(source[0] + t * step)) : load(source[0] + t * step);
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < kRows; ++r) sum[r][t] = fma(x[r], y, sum[r][t]);
+    }
+  } else {
+    const Vec<A> x = load(factor[0]);
+    TORCH_EXT_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      TORCH_EXT_UNROLL
+      for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, load(source[r] + t * step), sum[r][t]);
+    }
   }
 }
 
 // kRows * kTaps * kChains sums stay in registers: chains are every kChains-th column, to hide the adder's latency.
-template <class A, int kRows, int kTaps, int kChains>
-__attribute__((noinline)) void sum_taps(const TapSum<A>& s) {
+template <class A, int kRows, int kTaps, int kChains, Shared kShared>
+__attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
   constexpr int64_t L = kLanes<A>;
-  const int64_t stride = s.source_stride, step = s.step;
+  constexpr int kSources = kShared == Shared::kSource ? 1 : kRows, kFactors = kShared == Shared::kSource ? kRows : 1;
+  const TapSum<A> s = tap_sum;  // as in tiles()
   Vec<A> sum[kChains][kRows][kTaps];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kChains * kRows * kTaps; ++i)
     sum[i / (kRows * kTaps)][i / kTaps % kRows][i % kTaps] = Vec<A>::zero();
   for (const TapRun<A>*run = s.runs, *const end = run + s.run_count; run < end; ++run) {
-    const A* source[kRows];
+    const A *source[kRows], *factor[kRows];
     TORCH_EXT_UNROLL
-    for (int r = 0; r < kRows; ++r) source[r] = run->source[r] + s.source_offset;
-    const A* factor = run->factor + s.factor_offset;
+    for (int r = 0; r < kSources; ++r) source[r] = run->source[r] + s.source_offset;
+    TORCH_EXT_UNROLL
+    for (int r = 0; r < kFactors; ++r) factor[r] = run->factor[r] + s.factor_offset;
+    const auto add = [&](Vec<A>(&to)[kRows][kTaps]) __attribute__((always_inline)) {
+      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, to, [](const A* p) { return Vec<A>::load(p); });
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < kSources; ++r) source[r] += s.source_stride;
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < kFactors; ++r) factor[r] += s.factor_stride;
+    };
     int64_t j = s.columns;
     for (; j >= kChains; j -= kChains) {
       if (s.factor_ahead > 0)
         for (int c = 0; c < kChains; ++c) {
-          __builtin_prefetch(factor + s.factor_ahead + c * s.factor_stride);
-          __builtin_prefetch(source[kRows - 1] + s.source_ahead + c * stride);
+          __builtin_prefetch(factor[0] + s.factor_ahead + c * s.factor_stride);
+          __builtin_prefetch(source[kSources - 1] + s.source_ahead + c * s.source_stride);
         }
       TORCH_EXT_UNROLL
-      for (int c = 0; c < kChains; ++c, factor += s.factor_stride)
-        add_column<A, kRows, kTaps>(Vec<A>::load(factor), stride, step, source, sum[c]);
+      for (int c = 0; c < kChains; ++c) add(sum[c]);
     }
-    for (; j > 0; --j, factor += s.factor_stride)
-      add_column<A, kRows, kTaps>(Vec<A>::load(factor), stride, step, source, sum[0]);
-    if (s.rest > 0) {  // what lies beyond may be infinite: it is not even multiplied by zero
-      const Vec<A> x = load_partial(factor, s.rest);
-      TORCH_EXT_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        TORCH_EXT_UNROLL
-        for (int t = 0; t < kTaps; ++t)
-          sum[0][r][t] = fma(x, load_partial(source[r] + t * step, s.rest), sum[0][r][t]);
-      }
-    }
+    for (; j > 0; --j) add(sum[0]);
+    if (s.rest > 0)  // what lies beyond may be infinite: it is not even multiplied by zero
+      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, sum[0],
+                                           [&](const A* p) { return load_partial(p, s.rest); });
   }
   TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -324,32 +335,23 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& s) {
   }
 }
 
+// Taps whose sums fit in the registers with those of so many rows.
+inline constexpr int kMaxTaps[kRowsAtOnce + 1] = {0, 8, 6, 4};
+
+template <class A, int kRows, Shared kShared, int kTaps = 1>
+void sum_taps(const TapSum<A>& s, int64_t taps) {
+  constexpr int kSums = kRows * kTaps, kChains = kSums >= 6 ? 1 : kSums >= 4 ? 2 : kSums == 3 ? 3 : kSums == 2 ? 4 : 8;
+  if (taps == kTaps) sum_taps<A, kRows, kTaps, kChains, kShared>(s);
+  else if constexpr (kTaps < kMaxTaps[kRows]) sum_taps<A, kRows, kShared, kTaps + 1>(s, taps);
+}
+
 template <class A>
-void sum_taps(const TapSum<A>& s, bool rows_at_once, int64_t taps) {
-  if (rows_at_once) {
-    if (taps == 1) sum_taps<A, kRowsAtOnce, 1, 2>(s);
-    else if (taps == 2) sum_taps<A, kRowsAtOnce, 2, 1>(s);
-    else sum_taps<A, kRowsAtOnce, 3, 1>(s);
-    return;
-  }
-  switch (taps) {
-    case 1:
-      return sum_taps<A, 1, 1, 8>(s);
-    case 2:
-      return sum_taps<A, 1, 2, 4>(s);
-    case 3:
-      return sum_taps<A, 1, 3, 3>(s);
-    case 4:
-      return sum_taps<A, 1, 4, 2>(s);
-    case 5:
-      return sum_taps<A, 1, 5, 2>(s);
-    case 6:
-      return sum_taps<A, 1, 6, 1>(s);
-    case 7:
-      return sum_taps<A, 1, 7, 1>(s);
-    case 8:
-      return sum_taps<A, 1, 8, 1>(s);
-  }
+void sum_taps(const TapSum<A>& s, int64_t rows, Shared shared, int64_t taps) {
+  if (rows == 1) sum_taps<A, 1, Shared::kSource>(s, taps);
+  else if (rows == 2 && shared == Shared::kSource) sum_taps<A, 2, Shared::kSource>(s, taps);
+  else if (rows == 2) sum_taps<A, 2, Shared::kFactor>(s, taps);
+  else if (shared == Shared::kSource) sum_taps<A, 3, Shared::kSource>(s, taps);
+  else sum_taps<A, 3, Shared::kFactor>(s, taps);
 }
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA
