@@ -54,7 +54,8 @@ Acc<T>* data(const at::Tensor& buffer) {
   return static_cast<Acc<T>*>(buffer.mutable_data_ptr());
 }
 
-// Runs kernel(range, scratch) over all items of a plan on the threads of PyTorch's pool. Small work stays on one thread.
+// Runs kernel(range, scratch) over all items of a plan on the threads of PyTorch's pool. Small work stays on one
+// thread.
 template <class T, class Plan, class Kernel>
 void parallel(const Plan& plan, const Geometry& g, const Kernel& kernel) {
   constexpr double kWorthAThread = 1 << 15;  // multiply-adds
@@ -115,9 +116,8 @@ void depthwise_grad_bias(const Geometry& g, const at::Tensor& grad_output, at::T
     const auto factor = view<const T>(grad_output);
     const GradBiasPlan plan = plan_grad_bias<T>(g, layout(factor));
     const auto sums = buffer<T>(plan.partial_sums_size(), grad_output);
-    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_bias(plan, factor, data<T>(sums), items, scratch);
-    });
+    parallel<T>(plan, g,
+                [&](Range items, Acc<T>* scratch) { kernels.grad_bias(plan, factor, data<T>(sums), items, scratch); });
     kernels.add_grad_bias(plan, data<T>(sums), static_cast<T*>(grad_bias.mutable_data_ptr()));
   });
 }

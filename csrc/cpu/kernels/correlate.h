@@ -14,10 +14,10 @@
 //              those at the edges leave out what would lie outside the image.
 //   kChannels  channels are lanes. Source rows are packed into a ring, with zeros outside the image.
 //   kColumns   columns are lanes: the same ring, one channel a row, and a weight is one number for all lanes.
-// Rows outside the image are left out. If all taps' rows fit in the ring, a target row is summed in registers and stored
-// once; else blocks of taps sweep over a tile of sums, so that the ring stays in the cache for kernels of any size. Sums
-// are in Acc<T> in a fixed order, and are rounded once. The weight is packed as [vector][term][tap][lane], and as
-// [channel][term][tap] where columns are lanes.
+// Rows outside the image are left out. If all taps' rows fit in the ring, a target row is summed in registers and
+// stored once; else blocks of taps sweep over a tile of sums, so that the ring stays in the cache for kernels of any
+// size. Sums are in Acc<T> in a fixed order, and are rounded once. The weight is packed as [vector][term][tap][lane],
+// and as [channel][term][tap] where columns are lanes.
 //
 // The ring of rows is known from image-processing compilers (line buffers, as in Halide), the register tile of columns
 // with channels as lanes from MobileNet's kernels; the dense phases of a strided gradient are polyphase filters.
@@ -172,7 +172,8 @@ class Correlate {
 
   void rows() {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
-    const int64_t d_step = kOrder == Order::kInPlace ? 1 : d.classes, h_step = kOrder == Order::kInPlace ? 1 : h.classes;
+    const int64_t d_step = kOrder == Order::kInPlace ? 1 : d.classes,
+                  h_step = kOrder == Order::kInPlace ? 1 : h.classes;
     for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d_step; ++fd)
       for (int64_t id = fd; id < box_.d.end; id += d_step) {
         const TapWalk depths(d, id, depth_taps_, plan_.tiling.slots[0]);
@@ -241,7 +242,8 @@ class Correlate {
       sum.taps = s.taps;
       sum.out = sums + s.first * column_stride;
       sum.out_stride = kOrder == Order::kColumns ? L : plan_.group * column_stride;
-      const int64_t rows = s.taps > 0 ? source_rows : 0, columns = kOrder == Order::kColumns ? ceil_div(s.count, L) : s.count;
+      const int64_t rows = s.taps > 0 ? source_rows : 0,
+                    columns = kOrder == Order::kColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;
       sum.rows = source_rows_;
       do {  // a sum starts from zero again after some taps: shorter sums are more exact
@@ -256,7 +258,8 @@ class Correlate {
       for (int64_t v = 0; v < vectors_; ++v) {
         T* const row = to + i * h_step * target_.spatial[1];
         const A* from = sums + i * sum.out_row + v * tile_vector;
-        if constexpr (kOrder == Order::kColumns) unpack_line(from, columns_, to_stride, row + (first_vector_ + v) * target_.c);
+        if constexpr (kOrder == Order::kColumns)
+          unpack_line(from, columns_, to_stride, row + (first_vector_ + v) * target_.c);
         else unpack_columns(from, columns_, lanes_[v], to_stride, row);
       }
   }

@@ -122,8 +122,8 @@ class GradWeight {
       const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
       const Range taps = p.clip(first, last, w.source, taps_[2]);
       if (size(taps) == 0) return false;
-      rows_.set_columns({first + taps.begin * p.step,
-                         last + (taps.end - 1) * p.step + 1 + (kOrder == Order::kColumns ? L - 1 : 0)});
+      rows_.set_columns(
+          {first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1 + (kOrder == Order::kColumns ? L - 1 : 0)});
       segments_[segment_count_++] = {0, size(columns), 0, taps};
     }
     return segment_count_ > 0;
@@ -152,7 +152,8 @@ class GradWeight {
 
   // The runs of `count` neighbouring rows of the kernel: those that all of them have are taken at once.
   void list_group(int64_t first, int64_t count) {
-    const bool diagonal = plan_.shared == Shared::kSource;  // neighbouring rows meet one source row at neighbouring rows
+    const bool diagonal =
+        plan_.shared == Shared::kSource;  // neighbouring rows meet one source row at neighbouring rows
     const auto meets = [&](int64_t i, int64_t r) {
       const int64_t row = diagonal ? i - r : i;
       return row >= 0 && row < rows_count_ && met_[row][first + r] != nullptr;
@@ -184,7 +185,8 @@ class GradWeight {
 
   // Whether rows of grad_output are read where they lie.
   bool factor_in_place() const {
-    if (kOrder == Order::kColumns) return std::is_same_v<T, A> && grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
+    if (kOrder == Order::kColumns)
+      return std::is_same_v<T, A> && grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
     return kOrder == Order::kInPlace;
   }
   // From one vector of channels to the next, in a row of grad_output.

@@ -27,15 +27,15 @@ struct CorrelatePlan {
   ChannelMap map;     // from target to source
   int64_t terms;      // source channels per target channel
   int64_t multiplier;
-  bool wide_weight;   // the weight has an output channel for each wide one, else `multiplier` inputs for each output
-  int64_t group;      // column phases that are computed together
+  bool wide_weight;  // the weight has an output channel for each wide one, else `multiplier` inputs for each output
+  int64_t group;     // column phases that are computed together
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
   Parts parts;
   int64_t target_rows;  // that are summed at once, 1 or 2
   int64_t tile_rows;    // target rows whose sums are kept: all of an item if its taps come in blocks
-  bool prefetch;      // source rows ahead of their use: tensors do not fit in a cache
+  bool prefetch;        // source rows ahead of their use: tensors do not fit in a cache
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
@@ -53,7 +53,9 @@ struct CorrelatePlan {
   }
   int64_t bias_size() const { return channels.max_vectors() * lanes; }
   int64_t scratch_size() const { return bias_size() + tile_size() + ring_size(); }
-  int64_t weight_size() const { return channels.all_vectors() * channels.lanes * terms * taps() + lanes; }  // see pack_line
+  int64_t weight_size() const {
+    return channels.all_vectors() * channels.lanes * terms * taps() + lanes;
+  }  // see pack_line
   Box item_box(int64_t item) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / channels.blocks());
   }
@@ -108,9 +110,9 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   const Axis& w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
   const bool in_place = !convert && m == 1 && detail::reads_in_place(p.axes, channels, p.lanes, source, target);
-  p.order = in_place                                                            ? Order::kInPlace
+  p.order = in_place                                                          ? Order::kInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
-                                                                                : Order::kChannels;
+                                                                              : Order::kChannels;
 
   const int64_t wanted = wanted_parts(g);
   int64_t needed = ceil_div(wanted, g.batch);
@@ -156,8 +158,8 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   return p;
 }
 
-// What neighbouring rows of the kernel have in common: a source row that they meet at neighbouring rows of grad_output, if
-// these are one step apart in the input; else a row of grad_output.
+// What neighbouring rows of the kernel have in common: a source row that they meet at neighbouring rows of grad_output,
+// if these are one step apart in the input; else a row of grad_output.
 enum class Shared { kSource, kFactor };
 
 // Grad weight: channels are the wide side's, which are also the weight's.
@@ -173,7 +175,7 @@ struct GradWeightPlan {
   Tiling tiling;
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
   Shared shared;
-  bool prefetch;      // as in CorrelatePlan
+  bool prefetch;  // as in CorrelatePlan
   Parts parts;
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
@@ -201,12 +203,12 @@ struct GradWeightPlan {
   }
 };
 
-inline constexpr int64_t kMaxBlockTaps = 1024;       // times vectors
-inline constexpr int64_t kSumPositions = 512;        // of grad_output, summed in registers
-inline constexpr int64_t kShortSum = 2048;           // positions whose sums are added before they go to a total
+inline constexpr int64_t kMaxBlockTaps = 1024;  // times vectors
+inline constexpr int64_t kSumPositions = 512;   // of grad_output, summed in registers
+inline constexpr int64_t kShortSum = 2048;      // positions whose sums are added before they go to a total
 inline constexpr int64_t kMaxSumColumns = 64;
 inline constexpr int64_t kMaxTileRows = 16;
-inline constexpr int64_t kSlicePositions = 1024;     // a slice has more, so that its borders cost little
+inline constexpr int64_t kSlicePositions = 1024;  // a slice has more, so that its borders cost little
 
 // Slices are for the threads when there are few blocks of channels.
 inline Parts cut_slices(int64_t needed, int64_t n, const Triple<int64_t>& size) {
@@ -231,11 +233,11 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   const Axis &h = p.axes[1], &w = p.axes[2];
-  const bool in_place = std::same_as<T, A> && m == 1 &&
-                        detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
-  p.order = in_place                                                                ? Order::kInPlace
+  const bool in_place =
+      std::same_as<T, A> && m == 1 && detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
+  p.order = in_place                                                              ? Order::kInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kColumns
-                                                                                    : Order::kChannels;
+                                                                                  : Order::kChannels;
 
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t wanted = wanted_parts(g);
@@ -246,7 +248,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
       break;
     case Order::kChannels:
-      p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, input, grad_output), blocks);
+      p.channels =
+          cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, input, grad_output), blocks);
       pixel_bytes = p.channels.width * 32;
       break;
     case Order::kColumns:
@@ -255,7 +258,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       max_columns = kMaxSumColumns * p.lanes;
       break;
   }
-  p.tiling = make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
+  p.tiling =
+      make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
   if (p.order == Order::kColumns) round_columns(&p.tiling, p.lanes);
 
   // Rows whose taps interleave with no others' are summed together.

@@ -38,10 +38,10 @@ Layout layout(const View<T>& view) {
   return {view.c, view.spatial[2]};
 }
 
-inline constexpr int64_t kMaxVectors = 64;        // in a block of channels
-inline constexpr int64_t kMaxColumnTaps = 16;     // in place
-inline constexpr int64_t kMaxRows = 128;          // source rows that are packed at a time
-inline constexpr int64_t kMaxGroup = 8;           // column phases that share packed rows
+inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
+inline constexpr int64_t kMaxColumnTaps = 16;  // in place
+inline constexpr int64_t kMaxRows = 128;       // source rows that are packed at a time
+inline constexpr int64_t kMaxGroup = 8;        // column phases that share packed rows
 inline constexpr int64_t kMaxColumns = 128;
 inline constexpr int64_t kMinColumns = 32;
 inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channels that is read in place
@@ -266,7 +266,9 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
 }
 
 // A tiling in which columns are lanes also holds what the last vector reads and the packing writes beyond the columns.
-inline void round_columns(Tiling* t, int64_t lanes) { t->slots[2] = ceil_div(t->slots[2] + lanes - 1, lanes) * lanes + lanes; }
+inline void round_columns(Tiling* t, int64_t lanes) {
+  t->slots[2] = ceil_div(t->slots[2] + lanes - 1, lanes) * lanes + lanes;
+}
 
 // A tiling that keeps the source rows of `rows` target rows, each `advance` slots after the one before.
 inline void add_rows(Tiling* t, const Axis& h, int64_t rows) {
@@ -299,9 +301,7 @@ struct Channels {
   int64_t blocks() const { return ceil_div(overlap ? channels / lanes : all_vectors(), width); }
   int64_t max_vectors() const { return width + overlap; }
   int64_t vectors(int64_t block) const { return block + 1 < blocks() ? width : all_vectors() - block * width; }
-  int64_t first(int64_t vector) const {
-    return overlap ? std::min(vector * lanes, channels - lanes) : vector * lanes;
-  }
+  int64_t first(int64_t vector) const { return overlap ? std::min(vector * lanes, channels - lanes) : vector * lanes; }
   // By how much the last vector of a block lies before its place.
   int64_t shift(int64_t block) const { return overlap && block + 1 == blocks() ? all_vectors() * lanes - channels : 0; }
 };
@@ -325,7 +325,8 @@ struct ChannelMap {
 
 // Items that a pass should have.
 inline int64_t wanted_parts(const ConvGeometry<int64_t>& g) {
-  const double channels = static_cast<double>(std::max(g.in_channels, g.out_channels)) * g.kernel[0] * g.kernel[1] * g.kernel[2];
+  const double channels =
+      static_cast<double>(std::max(g.in_channels, g.out_channels)) * g.kernel[0] * g.kernel[1] * g.kernel[2];
   const double work = channels * g.batch * g.out[0] * g.out[1] * g.out[2] / kPartWork;
   return work < kParts ? std::max<int64_t>(1, static_cast<int64_t>(work)) : kParts;
 }

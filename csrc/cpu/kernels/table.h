@@ -5,9 +5,9 @@
 #include "passes.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
-// caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements, and
-// owns every buffer. Buffers hold Acc<T> and are aligned to 64 bytes. A plan depends on geometry and layout only, so
-// that results do not depend on how many threads take part.
+// caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements,
+// and owns every buffer. Buffers hold Acc<T> and are aligned to 64 bytes. A plan depends on geometry and layout only,
+// so that results do not depend on how many threads take part.
 namespace torch_ext::cpu {
 
 // Plans are made for a geometry for which is_depthwise() holds and no size is zero, and for the layouts of the views.
@@ -19,8 +19,8 @@ struct DepthwiseKernels {
   void (*correlate)(const CorrelatePlan&, View<const T> source, const Acc<T>* packed_weight, const T* bias,
                     View<T> target, Range items, Acc<T>* scratch);
 
-  // Each item writes its own part of partial_sums, plan.partial_sums_size() elements; add_* sum the parts in slice order
-  // and round once.
+  // Each item writes its own part of partial_sums, plan.partial_sums_size() elements; add_* sum the parts in slice
+  // order and round once.
   void (*grad_weight)(const GradWeightPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
                       Range items, Acc<T>* scratch);
   void (*add_grad_weight)(const GradWeightPlan&, Acc<T>* partial_sums, View<T> grad_weight);

@@ -12,7 +12,8 @@ struct SourceRow {
   const A* weight[2];
 };
 
-//   out[i][v][j] = start[v] + sum over rows and t in [0, taps) of weight[i][v][t] * source[v][j * source_stride + t * step]
+//   out[i][v][j] = start[v] + sum over rows and t in [0, taps) of weight[i][v][t] * source[v][j * source_stride + t *
+//   step]
 //
 // for target rows i and `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns
 // are lanes, j counts vectors of columns, and a weight is one number.
@@ -38,8 +39,8 @@ struct RowSum {
 
 enum class Weights { kVector, kBroadcast };
 
-// A pointer that the compiler takes as it is: it then steps from it by strides that it knows before the loop, and does not
-// sum up an offset from elsewhere for every step.
+// A pointer that the compiler takes as it is: it then steps from it by strides that it knows before the loop, and does
+// not sum up an offset from elsewhere for every step.
 template <class A>
 inline __attribute__((always_inline)) void keep_apart(A*& pointer) {
   asm("" : "+r"(pointer));
@@ -52,7 +53,8 @@ inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
 
 // Adds the taps of one source row to the sums of one target row.
 //   kStride  columns from source to source if known, else 0
-//   kTaps    taps if known, and neighbours are then as far apart as columns are: a source vector is loaded once and meets
+//   kTaps    taps if known, and neighbours are then as far apart as columns are: a source vector is loaded once and
+//   meets
 //            all the taps' weights. Else 0: one weight vector is loaded at a time, and the source is the memory operand
 //            of the multiply-add.
 template <class A, int kColumns, int kTaps, Weights kWeights>
@@ -246,8 +248,8 @@ struct TapRun {
 
 //   sums[r][t] += sum over runs and j in [0, columns) of factor[r][j] * source[r][j * source_stride + t * step]
 //
-// for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the last
-// one may be a part: `rest` columns.
+// for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the
+// last one may be a part: `rest` columns.
 template <class A>
 struct TapSum {
   const TapRun<A>* runs;
