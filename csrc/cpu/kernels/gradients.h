@@ -32,7 +32,10 @@ class GradWeight {
         sums_(scratch),
         totals_(sums_ + plan.sums_size() / 3),
         packed_(sums_ + plan.sums_size()),
-        rows_(plan.axes, plan.tiling, packed_ + plan.rows_size()) {}
+        zero_row_(plan.zero_rows ? packed_ + plan.rows_size() : nullptr),
+        rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()) {
+    if (zero_row_) fill_zero(zero_row_, plan.zero_row_size());
+  }
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();
@@ -42,9 +45,16 @@ class GradWeight {
     vectors_ = plan_.channels.vectors(block);
     first_vector_ = block * plan_.channels.width;
     last_shift_ = plan_.channels.shift(block);
+    // Rows of grad_output are read where they lie if vectors are whole there, and not too often: distant columns get
+    // into each other's way in the cache.
+    factor_in_place_ = std::is_same_v<T, A>;
+    if constexpr (kOrder == Order::kColumns)
+      factor_in_place_ &= grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
     if constexpr (kOrder == Order::kChannels)
-      for (int64_t v = 0; v < vectors_; ++v)
+      for (int64_t v = 0; v < vectors_; ++v) {
         lanes_[v] = Lanes<A>((first_vector_ + v) * L, plan_.channels.channels, plan_.output_map, grad_output_.c);
+        factor_in_place_ &= lanes_[v].adjacent && lanes_[v].count == L && plan_.tiling.taps[1] < 9;
+      }
     for (int64_t d = 0; d < axes[0].kernel; d += tiling.taps[0])
       for (int64_t h = 0; h < axes[1].kernel; h += tiling.taps[1])
         for (int64_t w = 0; w < axes[2].kernel; w += tiling.taps[2]) {
@@ -135,11 +145,11 @@ class GradWeight {
     const int64_t kernel_rows = plan_.tiling.taps[0] * plan_.tiling.taps[1];
     for (rows_count_ = 0; rows_count_ < plan_.tile_rows && h < box_.h.end; ++rows_count_, h += axis.classes) {
       const A** met = met_[rows_count_];
-      std::fill_n(met, kernel_rows, nullptr);
+      std::fill_n(met, kernel_rows, zero_row_);
       for (TapWalk td = depths; td.count > 0; td.next())
         for (TapWalk th(axis, h, taps_[1], plan_.tiling.slots[1]); th.count > 0; th.next())
           met[kernel_row(td.tap, th.tap)] = rows_.row(0, 0, td, th);
-      if (td_count(met, kernel_rows) > 0) factor_[rows_count_] = factor_row(n, d, h, rows_count_);
+      factor_[rows_count_] = factor_row(n, d, h, rows_count_);
     }
     runs_count_ = kernel_rows_count_ = 0;
     const int64_t groups = ceil_div(plan_.tiling.taps[1], kRowsAtOnce);
@@ -156,7 +166,7 @@ class GradWeight {
         plan_.shared == Shared::kSource;  // neighbouring rows meet one source row at neighbouring rows
     const auto meets = [&](int64_t i, int64_t r) {
       const int64_t row = diagonal ? i - r : i;
-      return row >= 0 && row < rows_count_ && met_[row][first + r] != nullptr;
+      return row >= 0 && row < rows_count_ && met_[row][first + r];
     };
     const auto list = [&](int64_t begin, int64_t n, const auto& wanted) {
       const int64_t first_run = runs_count_;
@@ -181,17 +191,9 @@ class GradWeight {
     for (int64_t r = 0; count > 1 && r < count; ++r) list(r, 1, [&](int64_t i) { return meets(i, r) && !all(i); });
   }
 
-  static int64_t td_count(const A* const* met, int64_t rows) { return rows - std::count(met, met + rows, nullptr); }
-
-  // Whether rows of grad_output are read where they lie.
-  bool factor_in_place() const {
-    if (kOrder == Order::kColumns)
-      return std::is_same_v<T, A> && grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
-    return kOrder == Order::kInPlace;
-  }
-  // From one vector of channels to the next, in a row of grad_output.
+  // From one vector of channels to the next, in a row of grad_output as the kernels read it.
   int64_t factor_vector() const {
-    if (!factor_in_place()) return plan_.row_columns() * kPixel;
+    if (!factor_in_place_) return plan_.row_columns() * kPixel;
     return kOrder == Order::kColumns ? grad_output_.c : L;
   }
 
@@ -200,7 +202,7 @@ class GradWeight {
     const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
                     columns_.begin * grad_output_.spatial[2];
     if constexpr (std::is_same_v<T, A>)
-      if (factor_in_place()) return from + plan_.channels.first(first_vector_) * grad_output_.c;
+      if (factor_in_place_) return from + plan_.channels.first(first_vector_) * grad_output_.c;
     const int64_t stride = grad_output_.spatial[2];
     A* const row = packed_ + slot * vectors_ * factor_vector();
     for (int64_t v = 0; v < vectors_; ++v) {
@@ -219,7 +221,7 @@ class GradWeight {
     if (summed_ > kShortSum) add_to_totals();
     const Axis& w = plan_.axes[2];
     TapSum<A> sum{};
-    sum.factor_stride = kOrder == Order::kInPlace ? grad_output_.spatial[2] : L;
+    sum.factor_stride = factor_in_place_ && kOrder != Order::kColumns ? grad_output_.spatial[2] : L;
     sum.row_sums = plan_.tiling.taps[2] * L;
     const int64_t ahead = plan_.tile_rows * plan_.axes[1].classes;
     for (int64_t i = 0; i < segment_count_; ++i) {
@@ -271,11 +273,13 @@ class GradWeight {
   A* const sums_;    // of about kShortSum positions
   A* const totals_;  // of sums, with the rounding error so far
   A* const packed_;  // rows of grad_output
+  A* const zero_row_;  // or null
   SourceRows<T, kOrder> rows_;
 
   Box box_;
   int64_t vectors_, first_vector_, last_shift_;
   Lanes<A> lanes_[kMaxVectors];
+  bool factor_in_place_;
   Triple<Range> taps_;
   Range columns_;
   Segment segments_[kMaxSegments];
@@ -283,7 +287,7 @@ class GradWeight {
   int64_t summed_;  // positions since the sums were last added to the totals
   // Of the current rows of grad_output
   int64_t rows_count_;
-  const A* met_[kMaxTileRows][kMaxRows];
+  const A* met_[kMaxTileRows][kMaxRows];  // by row of the kernel; null, or zeros, if that meets no row of the image
   const A* factor_[kMaxTileRows];
   TapRun<A> runs_[kMaxRuns];
   int64_t runs_count_;

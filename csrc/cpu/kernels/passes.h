@@ -175,6 +175,7 @@ struct GradWeightPlan {
   Tiling tiling;
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
   Shared shared;
+  bool zero_rows;  // a row of zeros stands for rows outside the image: few runs pay for short ones
   bool prefetch;  // as in CorrelatePlan
   Parts parts;
 
@@ -195,7 +196,8 @@ struct GradWeightPlan {
   int64_t ring_size() const {
     return order == Order::kInPlace ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
   }
-  int64_t scratch_size() const { return sums_size() + rows_size() + ring_size(); }
+  int64_t zero_row_size() const { return zero_rows ? tiling.slots[2] * channels.max_vectors() * channels.lanes : 0; }
+  int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size(); }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
   int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
@@ -233,8 +235,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   const Axis &h = p.axes[1], &w = p.axes[2];
-  const bool in_place =
-      std::same_as<T, A> && m == 1 && detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
+  const bool in_place = std::same_as<T, A> && m == 1 && w.target > kMaxTileRows &&
+                        detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
   p.order = in_place                                                              ? Order::kInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kColumns
                                                                                   : Order::kChannels;
@@ -271,7 +273,9 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
     const bool fits = p.tiling.rows() <= kMaxRows && p.tiling.ring() * pixel_bytes <= 2 * kRingBytes;
     if (p.tile_rows == 1 || fits || p.order == Order::kInPlace) break;
   }
-  p.shared = h.stride == std::gcd(h.stride, h.dilation) ? Shared::kSource : Shared::kFactor;
+  p.zero_rows = p.order != Order::kInPlace && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
+  const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
+  p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
   p.prefetch = detail::exceeds_cache<T>(g);
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
