@@ -42,11 +42,18 @@ class Correlate {
         target_(target),
         start_(scratch),
         tile_(start_ + plan.bias_size()),
-        rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()) {}
+        rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()) {
+    const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
+    prefetch_blocks_ = kOrder != Order::kInPlace && plan.prefetch && plan.multiplier == 1 &&
+                       plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
+                       is_contiguous(source, d.source, h.source, w.source) &&
+                       is_contiguous(target, d.target, h.target, w.target);
+  }
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);
     start_block(index % plan_.channels.blocks(), box_.n.begin);
+    if (prefetch_blocks_) prefetch_next_block();
     const Axis& w = plan_.axes[2];
     // Tiles of nearly the same size; where columns are lanes, of whole vectors.
     const int64_t unit = kOrder == Order::kColumns ? L : 1;
@@ -93,6 +100,15 @@ class Correlate {
     // No rounding, no transposing, one block of taps: the target itself takes the sums.
     sum_into_target_ &= plan_.tiling.single && std::is_same_v<T, A>;
     can_sum_into_target_ = sum_into_target_;
+  }
+
+  void prefetch_next_block() {
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
+    // In contiguous tensors the next block lies behind this one.
+    const int64_t channels = vectors_ * plan_.channels.lanes, next = plan_.channels.first(first_vector_) + channels;
+    const int64_t steps = d.target * ceil_div(h.target, plan_.target_rows);
+    next_source_.start(source_.at(box_.n.begin, next), channels * d.source * h.source * w.source, steps);
+    next_target_.start(target_.at(box_.n.begin, next), channels * d.target * h.target * w.target, steps);
   }
 
   void tile(int64_t phase, Range positions) {
@@ -208,6 +224,10 @@ class Correlate {
 
   // The tile's columns of target rows h and, if count is 2, h + h_step.
   void target_rows(int64_t d, int64_t h, int64_t h_step, int64_t count, const TapWalk& depths) {
+    if (prefetch_blocks_) {
+      next_source_.template step<false>();
+      next_target_.template step<true>();
+    }
     const int64_t source_rows = list_source_rows(h, h_step, count, depths);
     const int64_t tile_vector = plan_.tile_columns() * pixel_size();
     const int64_t tile_row_size = plan_.channels.max_vectors() * tile_vector;
@@ -284,6 +304,7 @@ class Correlate {
   A* const start_;  // the bias
   A* const tile_;
   SourceRows<T, kOrder> rows_;
+  bool prefetch_blocks_;
 
   // Of the current item
   Box box_;
@@ -291,6 +312,8 @@ class Correlate {
   Lanes<A> lanes_[kMaxVectors];
   T* target_image_;
   bool can_sum_into_target_, sum_into_target_;
+  NextBlock<const T> next_source_;
+  NextBlock<T> next_target_;
   // Of the current tile and block of taps
   Segment segments_[kMaxSegments];
   int64_t segment_count_;

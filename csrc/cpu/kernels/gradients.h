@@ -35,6 +35,11 @@ class GradWeight {
         zero_row_(plan.zero_rows ? packed_ + plan.rows_size() : nullptr),
         rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()) {
     if (zero_row_) fill_zero(zero_row_, plan.zero_row_size());
+    const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
+    prefetch_blocks_ = kOrder != Order::kInPlace && plan.prefetch && plan.multiplier == 1 &&
+                       plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
+                       is_contiguous(input, d.source, h.source, w.source) &&
+                       is_contiguous(grad_output, d.target, h.target, w.target);
   }
 
   void item(int64_t index) {
@@ -99,6 +104,7 @@ class GradWeight {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.tiling.columns);
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
+      if (prefetch_blocks_) prefetch_next_block(n);
       rows_.set_channels(input_, n, plan_.channels, block, plan_.input_map);
       for (int64_t i = 0; i < tiles; ++i) {
         const Range columns = part(count, tiles, i);
@@ -112,6 +118,17 @@ class GradWeight {
       }
     }
     add_to_totals();
+  }
+
+  // The same channels of the next image, or the next item's.
+  void prefetch_next_block(int64_t n) {
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
+    const bool last = n + 1 == box_.n.end;
+    const int64_t channels = vectors_ * plan_.channels.lanes;
+    const int64_t first = plan_.channels.first(first_vector_) + (last ? channels : 0), next = last ? box_.n.begin : n + 1;
+    const int64_t steps = d.target * ceil_div(h.target, plan_.tile_rows);
+    next_input_.start(input_.at(next, first), channels * d.source * h.source * w.source, steps);
+    next_factor_.start(grad_output_.at(next, first), channels * d.target * h.target * w.target, steps);
   }
 
   bool set_columns(Range columns) {
@@ -215,6 +232,10 @@ class GradWeight {
   }
 
   void rows(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
+    if (prefetch_blocks_) {
+      next_input_.template step<false>();
+      next_factor_.template step<false>();
+    }
     list_runs(n, d, h, depths);
     if (kernel_rows_count_ == 0) return;
     summed_ += rows_count_ * size(columns_);
@@ -275,6 +296,9 @@ class GradWeight {
   A* const packed_;  // rows of grad_output
   A* const zero_row_;  // or null
   SourceRows<T, kOrder> rows_;
+
+  bool prefetch_blocks_;
+  NextBlock<const T> next_input_, next_factor_;
 
   Box box_;
   int64_t vectors_, first_vector_, last_shift_;

@@ -135,6 +135,36 @@ void fill_zero(A* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<A>) opaque(Vec<A>::zero()).store(to + i);
 }
 
+// Brings what the next block of channels needs into the cache, a piece at each step of the current block. The hardware does
+// not see it coming where a block's rows lie in many planes.
+template <class T>
+class NextBlock {
+ public:
+  // The next block is [begin, begin + elements). It need not exist.
+  void start(const T* begin, int64_t elements, int64_t steps) {
+    at_ = reinterpret_cast<uintptr_t>(begin);
+    end_ = at_ + static_cast<uintptr_t>(elements) * sizeof(T);
+    step_ = ceil_div(elements * static_cast<int64_t>(sizeof(T)), steps);
+  }
+
+  template <bool kWrite>
+  void step() {
+    for (const uintptr_t stop = std::min(at_ + step_, end_); at_ < stop; at_ += 64)
+      __builtin_prefetch(reinterpret_cast<const void*>(at_), kWrite);
+  }
+
+ private:
+  uintptr_t at_ = 0, end_ = 0;
+  int64_t step_ = 0;
+};
+
+// Whether each channel's image is one run of elements, and the next one's lies behind it.
+template <class T>
+bool is_contiguous(const View<T>& view, int64_t depth, int64_t height, int64_t width) {
+  return view.c == depth * height * width && (width == 1 || view.spatial[2] == 1) &&
+         (height == 1 || view.spatial[1] == width) && (depth == 1 || view.spatial[0] == height * width);
+}
+
 // Source rows as the kernels read them: where they lie (kInPlace), or from a direct-mapped cache of packed rows. Source
 // rows that the taps of one target row need have different slots, and rows are visited in an order in which each is
 // packed once per tile and block of taps.
