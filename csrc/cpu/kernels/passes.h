@@ -114,6 +114,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
                                                                               : Order::kChannels;
 
+  p.prefetch = detail::exceeds_cache<T>(g);
   const int64_t wanted = wanted_parts(g);
   int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
@@ -129,7 +130,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
     case Order::kColumns:
-      p.channels = cut_channels(channels, 1, false, 8, 16, needed);
+      p.channels = cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
       p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
                              kMaxColumns * p.lanes / p.channels.width);
       round_columns(&p.tiling, p.lanes);
@@ -141,7 +142,6 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.parts.d = cut(&needed, p.axes[0].target, 1);
   p.parts.h = cut(&needed, p.axes[1].target, in_place ? 1 : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
-  p.prefetch = detail::exceeds_cache<T>(g);
   // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
   Tiling two = p.tiling;
   add_rows(&two, p.axes[1], 2);
