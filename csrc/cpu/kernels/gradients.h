@@ -125,7 +125,8 @@ class GradWeight {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
     const bool last = n + 1 == box_.n.end;
     const int64_t channels = vectors_ * plan_.channels.lanes;
-    const int64_t first = plan_.channels.first(first_vector_) + (last ? channels : 0), next = last ? box_.n.begin : n + 1;
+    const int64_t first = plan_.channels.first(first_vector_) + (last ? channels : 0),
+                  next = last ? box_.n.begin : n + 1;
     const int64_t steps = d.target * ceil_div(h.target, plan_.tile_rows);
     next_input_.start(input_.at(next, first), channels * d.source * h.source * w.source, steps);
     next_factor_.start(grad_output_.at(next, first), channels * d.target * h.target * w.target, steps);
@@ -291,9 +292,9 @@ class GradWeight {
   const GradWeightPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  A* const sums_;    // of about kShortSum positions
-  A* const totals_;  // of sums, with the rounding error so far
-  A* const packed_;  // rows of grad_output
+  A* const sums_;      // of about kShortSum positions
+  A* const totals_;    // of sums, with the rounding error so far
+  A* const packed_;    // rows of grad_output
   A* const zero_row_;  // or null
   SourceRows<T, kOrder> rows_;
 

@@ -11,19 +11,32 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// Where the lanes of one vector lie in memory.
+// Where the lanes of one vector lie in memory, in ascending order.
 template <class A>
 struct Lanes {
-  int64_t offset[kLanes<A>];
+  int64_t offset[kLanes<A>] = {};
   int64_t count;
   bool adjacent;
+  int64_t span;      // from the first to behind the last
+  int32_t index[8];  // for permute(), if the span is not longer than a vector: of 32-bit words
 
   Lanes() = default;
   Lanes(int64_t first, int64_t channels, ChannelMap map, int64_t channel_stride)
-      : count(channels - first < kLanes<A> ? channels - first : kLanes<A>), adjacent(true) {
-    for (int64_t i = 0; i < count; ++i) {
-      offset[i] = map(first + i) * channel_stride;
-      adjacent &= offset[i] == offset[0] + i;
+      : count(std::min(channels - first, kLanes<A>)) {
+    for (int64_t i = 0; i < count; ++i) offset[i] = map(first + i) * channel_stride;
+    finish();
+  }
+
+  // What follows from count and offset.
+  void finish() {
+    constexpr int64_t words = sizeof(A) / 4;
+    adjacent = true;
+    span = offset[count - 1] - offset[0] + 1;
+    for (int64_t i = 0; i < kLanes<A>; ++i) {
+      const int64_t distance = i < count ? offset[i] - offset[0] : 0;
+      adjacent &= i >= count || distance == i;
+      for (int64_t word = 0; word < words; ++word)
+        index[i * words + word] = static_cast<int32_t>(distance < kLanes<A> ? distance * words + word : 0);
     }
   }
 };
@@ -57,6 +70,10 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       transpose(square);
       for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * L);
     }
+  } else if (lanes.span <= L) {  // a channel for several lanes
+    row += lanes.offset[0];
+    for (int64_t j = 0; j < columns; ++j)
+      permute(load_partial(row + j * stride, lanes.span), lanes.index).store(packed + j * L);
   } else {
     for (int64_t j = 0; j < columns; ++j, row += stride, packed += L) {
       for (int64_t i = 0; i < lanes.count; ++i) packed[i] = widen(row[lanes.offset[i]]);
@@ -135,8 +152,8 @@ void fill_zero(A* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<A>) opaque(Vec<A>::zero()).store(to + i);
 }
 
-// Brings what the next block of channels needs into the cache, a piece at each step of the current block. The hardware does
-// not see it coming where a block's rows lie in many planes.
+// Brings what the next block of channels needs into the cache, a piece at each step of the current block. The hardware
+// does not see it coming where a block's rows lie in many planes.
 template <class T>
 class NextBlock {
  public:

@@ -130,7 +130,8 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
     case Order::kColumns:
-      p.channels = cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
+      p.channels =
+          cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
       p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
                              kMaxColumns * p.lanes / p.channels.width);
       round_columns(&p.tiling, p.lanes);
@@ -176,7 +177,7 @@ struct GradWeightPlan {
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
   Shared shared;
   bool zero_rows;  // a row of zeros stands for rows outside the image: few runs pay for short ones
-  bool prefetch;  // as in CorrelatePlan
+  bool prefetch;   // as in CorrelatePlan
   Parts parts;
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }

@@ -46,28 +46,34 @@ inline Vec<double> opaque(Vec<double> x) {
 
 inline Vec<float> load_wide(const float* p) { return Vec<float>::load(p); }
 inline Vec<double> load_wide(const double* p) { return Vec<double>::load(p); }
-inline Vec<float> load_wide(const BFloat16* p) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+// Eight 16-bit numbers to and from float.
+inline Vec<float> widen_eight(BFloat16, __m128i bits) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
 }
-inline Vec<float> load_wide(const Half* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
-
-inline void store_rounded(float* p, Vec<float> x) { x.store(p); }
-inline void store_rounded(double* p, Vec<double> x) { x.store(p); }
-inline void store_rounded(BFloat16* p, Vec<float> x) {
+inline Vec<float> widen_eight(Half, __m128i bits) { return {_mm256_cvtph_ps(bits)}; }
+inline __m128i round_eight(BFloat16, Vec<float> x) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i even = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.v, x.v, _CMP_UNORD_Q));
   const __m256i rounded = _mm256_srli_epi32(_mm256_blendv_epi8(even, quiet, nan), 16);
-  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08));
 }
-inline void store_rounded(Half* p, Vec<float> x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+inline __m128i round_eight(Half, Vec<float> x) {
+  return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+template <class T>
+Vec<float> load_wide(const T* p) {
+  return widen_eight(T{}, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+
+inline void store_rounded(float* p, Vec<float> x) { x.store(p); }
+inline void store_rounded(double* p, Vec<double> x) { x.store(p); }
+template <class T>
+void store_rounded(T* p, Vec<float> x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), round_eight(T{}, x));
 }
 
 inline __m256i first_lanes(float, int64_t n) {
@@ -81,18 +87,48 @@ inline Vec<double> load_partial(const double* p, int64_t n) { return {_mm256_mas
 inline void store_partial(float* p, Vec<float> x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v); }
 inline void store_partial(double* p, Vec<double> x, int64_t n) { _mm256_maskstore_pd(p, first_lanes(0., n), x.v); }
 
-// The 16-bit types have no masked moves: through a whole vector in memory.
+// The 16-bit types have no masked moves: two moves of 4, 2 or 1 numbers, which may overlap.
+template <class Bits>
+Bits load_bits(const void* p) {
+  Bits bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return bits;
+}
 template <class T>
 Vec<float> load_partial(const T* p, int64_t n) {
-  T whole[8] = {};
-  for (int64_t i = 0; i < n; ++i) whole[i] = p[i];
-  return load_wide(whole);
+  uint64_t low = 0, high = 0;
+  if (n >= 8) return load_wide(p);
+  if (n >= 4) {
+    low = load_bits<uint64_t>(p);
+    if (n > 4) high = load_bits<uint64_t>(p + n - 4) >> (16 * (8 - n));
+  } else if (n >= 2) {
+    low = load_bits<uint32_t>(p) | uint64_t{load_bits<uint32_t>(p + n - 2)} << (16 * (n - 2));
+  } else if (n == 1) {
+    low = p->bits;
+  }
+  return widen_eight(T{}, _mm_set_epi64x(static_cast<int64_t>(high), static_cast<int64_t>(low)));
 }
 template <class T>
 void store_partial(T* p, Vec<float> x, int64_t n) {
-  T whole[8];
-  store_rounded(whole, x);
-  for (int64_t i = 0; i < n; ++i) p[i] = whole[i];
+  if (n >= 8) return store_rounded(p, x);
+  const __m128i bits = round_eight(T{}, x);
+  const uint64_t low = static_cast<uint64_t>(_mm_cvtsi128_si64(bits));
+  if (n >= 4) {
+    __builtin_memcpy(p, &low, 8);
+    if (n == 4) return;
+    const uint64_t last = low >> (16 * (n - 4)) | static_cast<uint64_t>(_mm_extract_epi64(bits, 1)) << (16 * (8 - n));
+    __builtin_memcpy(p + n - 4, &last, 8);
+  } else {
+    for (int64_t i = 0; i < n; ++i) p[i].bits = static_cast<uint16_t>(low >> (16 * i));
+  }
+}
+
+// Lane i becomes what the index says; the indices count 32-bit halves of a double.
+inline Vec<float> permute(Vec<float> x, const int32_t* index) {
+  return {_mm256_permutevar8x32_ps(x.v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)))};
+}
+inline Vec<double> permute(Vec<double> x, const int32_t* index) {
+  return {_mm256_castps_pd(permute(Vec<float>{_mm256_castpd_ps(x.v)}, index).v)};
 }
 
 inline void transpose(Vec<float> (&r)[8]) {

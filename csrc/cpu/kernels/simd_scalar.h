@@ -67,6 +67,14 @@ void store_rounded(T* p, const Vec<Acc<T>>& v) {
 }
 
 template <class A>
+Vec<A> permute(const Vec<A>& x, const int32_t* index) {
+  constexpr int kWords = sizeof(A) / 4;
+  Vec<A> y;
+  for (int i = 0; i < Vec<A>::kSize; ++i) y.lane[i] = x.lane[index[kWords * i] / kWords];
+  return y;
+}
+
+template <class A>
 void transpose(Vec<A> (&rows)[kLanes<A>]) {
   for (int i = 0; i < kLanes<A>; ++i)
     for (int j = 0; j < i; ++j) {

@@ -12,12 +12,11 @@ Lanes<A> weight_lanes(const View<T>& weight, const Channels& channels, int64_t f
                       int64_t multiplier, bool wide_weight) {
   Lanes<A> lanes;
   lanes.count = std::min(channels.lanes, channels.channels - first);
-  lanes.adjacent = true;
   for (int64_t i = 0; i < lanes.count; ++i) {
     const int64_t wide = (first + i) * terms + r;
     lanes.offset[i] = wide_weight ? wide * weight.n : wide / multiplier * weight.n + wide % multiplier * weight.c;
-    lanes.adjacent &= lanes.offset[i] == lanes.offset[0] + i;
   }
+  lanes.finish();
   return lanes;
 }
 
