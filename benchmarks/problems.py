@@ -38,7 +38,7 @@ class Problem:
             yield tap, window[(..., *(slice(None, None, step) for step in layer.stride))]
 
     def reference(self) -> dict[str, torch.Tensor]:
-        """The passes of the convolution in float64, a sum over taps. Depthwise only; other layers: PyTorch's float64."""
+        """The passes of the convolution in float64: a sum over taps if depthwise, else PyTorch's own."""
         layer, m = self.layer, self.layer.out_channels // self.layer.in_channels
         x, y, w = (tensor.double() for tensor in self.tensors)
         if layer.in_channels != layer.groups:

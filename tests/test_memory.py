@@ -28,13 +28,13 @@ def test_input_is_not_copied(isa: str, n: int, layout: str) -> None:
         input = testing.LAYOUTS[layout](torch.randn(batch, 16, *(16,) * n))
         sizes, output = allocated(lambda input=input: depthwise(input, weight, padding=1))
         sizes.remove(output.untyped_storage().nbytes())
-        assert sum(sizes) <= 2 * weight.nbytes  # its packed copy, rounded up to whole vectors
+        assert not sizes
 
         numbers = ([1] * n, [1] * 2 * n, [1] * n, 16, [True, False, False])
         grads = lambda: torch.ops.torch_ext.conv_backward(output, input, weight, *numbers)  # noqa: B023, E731
         sizes, gradients = allocated(grads)
         sizes.remove(gradients[0].untyped_storage().nbytes())
-        assert sum(sizes) <= 2 * weight.nbytes
+        assert not sizes
 
 
 def test_slice_sums_do_not_grow_with_the_batch() -> None:
@@ -94,6 +94,7 @@ cases = {
     "length 10^6, channels last": calls(tensor(1, 1000000, 8).movedim(2, 1), tensor(8, 1, 3), 1, 1),
     "kernel 255": calls(tensor(1, 8, 40, 600), tensor(8, 1, 1, 255), 0, 1),
     "kernel 255 x 255": calls(tensor(1, 8, 12, 12), tensor(8, 1, 255, 255), 127, 1),
+    "kernel 31 x 31": calls(tensor(1, 8, 56, 56), tensor(8, 1, 31, 31), 15, 1),
     "dilation 1000": calls(tensor(1, 8, 16, 2100), tensor(8, 1, 3, 3), 1000, 1000),
     "wide and deep": calls(tensor(1, 512, 6, 2000), tensor(512, 1, 5, 5), 2, 1),
     "wide channels last": calls(tensor(1, 6, 2000, 512).movedim(3, 1), tensor(512, 1, 5, 5), 2, 1),

@@ -75,11 +75,11 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
     const auto from = view<const T>(source);
     const auto to = view<T>(target);
     const CorrelatePlan plan = plan_correlate<T>(g, transposed, layout(from), layout(to));
-    const auto packed = buffer<T>(plan.weight_size(), source);
-    kernels.pack_weight(plan, view<const T>(weight), data<T>(packed));
+    auto* packed = static_cast<Acc<T>*>(Scratch::of_this_call().reserve(plan.weight_size() * sizeof(Acc<T>)));
+    kernels.pack_weight(plan, view<const T>(weight), packed);
     const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
     parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
-      kernels.correlate(plan, from, data<T>(packed), bias_data, to, items, scratch);
+      kernels.correlate(plan, from, packed, bias_data, to, items, scratch);
     });
   });
 }

@@ -23,7 +23,14 @@ class Scratch {
     return data_.get();
   }
 
+  // For the items that a thread works on.
   static Scratch& of_this_thread() {
+    static thread_local Scratch scratch;
+    return scratch;
+  }
+
+  // For the call that a thread makes, whose items may run on the same thread.
+  static Scratch& of_this_call() {
     static thread_local Scratch scratch;
     return scratch;
   }

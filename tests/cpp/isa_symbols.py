@@ -5,26 +5,16 @@ Usage: isa_symbols.py OBJECT...    (object files or libraries)
 
 from __future__ import annotations
 
-import re
-import subprocess
 import sys
 
-SYMBOL = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+from disassembly import functions
+
 NAMESPACE = "torch_ext::cpu::avx2::"
 
 
 def offenders(path: str) -> list[str]:
     """The symbols of a file that use ymm registers and do not belong to the AVX2 namespace."""
-    command = ["objdump", "-d", "-C", "--no-show-raw-insn", path]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found: dict[str, None] = {}
-    symbol = ""
-    for line in listing.splitlines():
-        if match := SYMBOL.match(line):
-            symbol = match[1]
-        elif "%ymm" in line and NAMESPACE not in symbol:
-            found[symbol] = None
-    return list(found)
+    return [name for name, lines in functions(path) if NAMESPACE not in name and any("%ymm" in line for line in lines)]
 
 
 def main(paths: list[str]) -> int:

@@ -139,7 +139,7 @@ void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) 
   if (stride != 1) {
     for (; j < columns; ++j) narrow(packed[j], row + j * stride);
   } else if (columns < L) {
-    store_partial(row, V::load(packed), columns);
+    store_partial(row, load_partial(packed, columns), columns);
   } else {
     for (; j + L <= columns; j += L) store_rounded(row + j, opaque(V::load(packed + j)));
     if (j < columns) store_rounded(row + columns - L, V::load(packed + columns - L));
