@@ -69,12 +69,13 @@ class Correlate {
   // Columns of one phase, in the current tile and block of taps, that share their taps.
   struct Segment {
     int64_t first, count;  // target columns, counted from the tile's first
+    int64_t spread;        // columns of the phase from one of these to the next
     int64_t taps;
     int64_t stride;                                    // all in elements: from column to column,
     int64_t source = 0, weight = 0;                    // where the first tap of the first column lies in a source row,
     int64_t step = 0, tap_step = 0, rows_per_sum = 1;  // and from tap to tap
   };
-  static constexpr int64_t kMaxSegments = kMaxGroup * (kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 1 : 1);
+  static constexpr int64_t kMaxSegments = kMaxGroup * (kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 4 : 4);
 
   int64_t pixel_size() const { return kOrder == Order::kColumns ? 1 : L; }
 
@@ -133,20 +134,30 @@ class Correlate {
           }
   }
 
-  // Positions [begin, begin + count) of phase p, whose taps are `taps`, in the order of their sources.
-  void add_segment(const Phase& p, int64_t first, int64_t begin, int64_t count, Range taps) {
+  // `count` positions of phase p from `begin` on, every spread-th, whose taps are `taps`, in the order of their
+  // sources.
+  void add_segment(const Phase& p, int64_t first, int64_t begin, int64_t count, Range taps, int64_t spread = 1) {
     Segment& s = segments_[segment_count_++];
-    s = {.first = first, .count = count, .taps = size(taps), .stride = rows_.pixel()};
+    s = {.first = first, .count = count, .spread = spread, .taps = size(taps), .stride = rows_.pixel()};
     if (s.taps == 0) return;
     const int64_t forward = p.step > 0 ? 1 : -1, tap = p.step > 0 ? taps.begin : taps.end - 1;
     s.source = (p.source(begin, tap) - rows_.first_column()) * rows_.pixel();
     s.weight = (p.tap_first + tap * p.tap_step) * pixel_size();
     s.rows_per_sum = std::max<int64_t>(1, kTapsPerSum / s.taps);
     // A stride or step that is never taken may be as large as it likes.
-    if (count > 1) s.stride = p.stride * rows_.pixel();
+    if (count > 1) s.stride = spread * p.stride * rows_.pixel();
     if (s.taps == 1) return;
     s.step = forward * p.step * rows_.pixel();
     s.tap_step = forward * p.tap_step * pixel_size();
+  }
+
+  // As many segments as taps are columns apart: within each of them, columns and taps are the same distance apart, so
+  // that a source vector serves several taps.
+  void add_spread(const Phase& p, int64_t first, int64_t begin, int64_t count, Range taps) {
+    const int64_t distance = std::abs(p.step);
+    const int64_t spread = p.stride == 1 && distance <= 4 && count >= 4 * distance ? distance : 1;
+    for (int64_t i = 0; i < spread; ++i)
+      add_segment(p, first + i * plan_.group, begin + i, ceil_div(count - i, spread), taps, spread);
   }
 
   void set_columns(int64_t phase, Range positions, Range taps) {
@@ -163,7 +174,7 @@ class Correlate {
           const int64_t source = p.source(j, 0);
           const Range t = p.clip(source, source, w.source, taps);
           next = std::min(end, j + p.same_taps(source, w.source, t));
-          add_segment(p, f + (j - positions.begin) * group, j, next - j, t);
+          add_spread(p, f + (j - positions.begin) * group, j, next - j, t);
         }
       } else {
         clipped[f] = {0, 0};
@@ -182,7 +193,9 @@ class Correlate {
     if constexpr (kOrder != Order::kInPlace)
       for (int64_t f = 0; f < group; ++f) {
         const int64_t count = std::min(positions.end, w.count(phase + f)) - positions.begin;
-        if (count > 0) add_segment(w.phase(phase + f), f, positions.begin, count, clipped[f]);
+        if (count <= 0) continue;
+        if (kOrder == Order::kChannels) add_spread(w.phase(phase + f), f, positions.begin, count, clipped[f]);
+        else add_segment(w.phase(phase + f), f, positions.begin, count, clipped[f]);
       }
   }
 
@@ -261,7 +274,7 @@ class Correlate {
       sum.weight_step = s.tap_step;
       sum.taps = s.taps;
       sum.out = sums + s.first * column_stride;
-      sum.out_stride = kOrder == Order::kColumns ? L : plan_.group * column_stride;
+      sum.out_stride = kOrder == Order::kColumns ? L : s.spread * plan_.group * column_stride;
       const int64_t rows = s.taps > 0 ? source_rows : 0,
                     columns = kOrder == Order::kColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;

@@ -70,13 +70,15 @@ inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, La
   return w.target >= 3 * lanes && source.column == 1 && target.column == 1;
 }
 
-// Reading in place does not pay where most columns lack a tap or two, nor where the weights do not fit in the cache.
+// Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
 inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
-  return rows * w.kernel * 32 <= kWeightBytes && rows <= kMaxRows && w.max_taps <= kMaxColumnTaps &&
-         2 * (w.max_taps - 1) <= w.source / w.unit;
+  // Columns that share their taps are summed together; few do where the kernel is nearly as wide as the image.
+  const int64_t edges = w.max_taps - 1;
+  const bool wide = 3 * edges <= w.source / w.unit || 5 * (2 * edges + 1) <= w.target / std::min(w.phases, w.target);
+  return wide && rows * w.kernel * 32 <= kWeightBytes && rows <= kMaxRows && w.max_taps <= kMaxColumnTaps;
 }
 
 // Vectors of packed channels in a block: many if channels are adjacent in memory or rows are short, so that there is
@@ -86,10 +88,12 @@ inline int64_t packed_vectors(int64_t columns, Layout a, Layout b) {
 }
 
 template <class T>
-bool exceeds_cache(const ConvGeometry<int64_t>& g) {
+bool prefetches(const ConvGeometry<int64_t>& g, Order order) {
   const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
   const int64_t out = g.batch * g.out_channels * g.out[0] * g.out[1] * g.out[2];
-  return in + out > kPrefetchBytes / static_cast<int64_t>(sizeof(T));
+  if (order != Order::kInPlace && kernel_taps(g) > 25) return false;  // the multiply-adds take longer
+  return in + out >
+         (order == Order::kInPlace ? kPrefetchBytes : kPrefetchPlanesBytes) / static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace detail
@@ -114,7 +118,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
                                                                               : Order::kChannels;
 
-  p.prefetch = detail::exceeds_cache<T>(g);
+  p.prefetch = detail::prefetches<T>(g, p.order);
   const int64_t wanted = wanted_parts(g);
   int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
@@ -277,7 +281,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.zero_rows = p.order != Order::kInPlace && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
   const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
   p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
-  p.prefetch = detail::exceeds_cache<T>(g);
+  p.prefetch = detail::prefetches<T>(g, p.order);
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }

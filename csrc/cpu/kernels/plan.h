@@ -48,9 +48,11 @@ inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channel
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
-inline constexpr int64_t kPrefetchBytes = 8 << 20;      // source and target that are too large for a cache
-inline constexpr int64_t kPartWork = 1 << 17;           // multiply-adds that are worth an item of their own
-inline constexpr int64_t kParts = 64;                   // threads that the items should be able to feed
+// Source and target that may not be in a cache, and prefetching pays: read in place, and packed from separate planes.
+inline constexpr int64_t kPrefetchBytes = 8 << 20;
+inline constexpr int64_t kPrefetchPlanesBytes = 1 << 20;
+inline constexpr int64_t kPartWork = 1 << 17;  // multiply-adds that are worth an item of their own
+inline constexpr int64_t kParts = 64;          // threads that the items should be able to feed
 
 // Divisions take longer than all else in a walk, and most are by 1.
 inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }

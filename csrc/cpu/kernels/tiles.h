@@ -60,7 +60,12 @@ inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
 template <class A, int kColumns, int kTaps, Weights kWeights>
 inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride, const A* weight,
                                                    Vec<A> (&sum)[kColumns]) {
-  if constexpr (kTaps > 0) {
+  if constexpr (kTaps > 5) {  // the weights of so many do not fit in the registers
+    constexpr int kFirst = (kTaps + 1) / 2;
+    add_row<A, kColumns, kFirst, kWeights>(r, source, stride, weight, sum);
+    add_row<A, kColumns, kTaps - kFirst, kWeights>(r, source + kFirst * stride, stride, weight + kFirst * r.weight_step,
+                                                   sum);
+  } else if constexpr (kTaps > 0) {
     Vec<A> w[kTaps];
     TORCH_EXT_UNROLL
     for (int t = 0; t < kTaps; ++t) w[t] = load_weight<A, kWeights>(weight + t * r.weight_step);
@@ -191,12 +196,16 @@ void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
 template <Order kOrder, class A>
 void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
   constexpr int kStride = kOrder == Order::kInPlace ? 0 : 1;
+  const bool dense = r.step == r.source_stride && (r.taps == 3 || r.taps == 5 || r.taps == 7);
   if constexpr (kOrder == Order::kColumns) {
     if (target_rows == 2) sum_row<A, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
     else sum_row<A, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
-  } else if (r.step == r.source_stride && (r.taps == 3 || r.taps == 5) && (kStride == 0 || r.step == kLanes<A>)) {
+  } else if (dense && (kStride == 0 || r.step == kLanes<A>)) {
     if (r.taps == 3) sum_row_of_channels<A, 3, kStride>(r, columns);
-    else sum_row_of_channels<A, 5, kStride>(r, columns);
+    else if (r.taps == 5) sum_row_of_channels<A, 5, kStride>(r, columns);
+    else sum_row_of_channels<A, 7, kStride>(r, columns);
+  } else if (dense && r.taps == 3) {
+    sum_row_of_channels<A, 3, 0>(r, columns);
   } else if (kStride == 1 && r.source_stride == kLanes<A>) {
     sum_row_of_channels<A, 0, 1>(r, columns);
   } else {
