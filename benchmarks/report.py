@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 import machine
+import rich.box
 import rich.console
 import rich.table
 from layers import PASSES
@@ -75,9 +76,8 @@ def print_summary(results: list[dict]) -> int:
     groups = defaultdict(list)
     for row in results:
         groups[row["op"], row["family"], row["layout"], row["dtype"]].append(row)
-    table = rich.table.Table(
-        title="PyTorch / ours: geometric mean (least); share of the roofline", title_justify="left"
-    )
+    CONSOLE.print("PyTorch / ours: geometric mean (least); share of the roofline", style="italic")
+    table = rich.table.Table(box=rich.box.MARKDOWN)
     for name in ("op", "family", "layout", "dtype", *PASSES, "roofline", "short", "below guard"):
         table.add_column(name)
     for key, rows in groups.items():
