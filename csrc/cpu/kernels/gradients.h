@@ -180,8 +180,8 @@ class GradWeight {
 
   // The runs of `count` neighbouring rows of the kernel: those that all of them have are taken at once.
   void list_group(int64_t first, int64_t count) {
-    const bool diagonal =
-        plan_.shared == Shared::kSource;  // neighbouring rows meet one source row at neighbouring rows
+    // Neighbouring rows of the kernel meet one source row at neighbouring rows of grad_output.
+    const bool diagonal = plan_.shared == Shared::kSource;
     const auto meets = [&](int64_t i, int64_t r) {
       const int64_t row = diagonal ? i - r : i;
       return row >= 0 && row < rows_count_ && met_[row][first + r];
@@ -206,7 +206,8 @@ class GradWeight {
       return meet;
     };
     list(0, count, all);
-    for (int64_t r = 0; count > 1 && r < count; ++r) list(r, 1, [&](int64_t i) { return meets(i, r) && !all(i); });
+    if (zero_row_ || count == 1) return;
+    for (int64_t r = 0; r < count; ++r) list(r, 1, [&](int64_t i) { return meets(i, r) && !all(i); });
   }
 
   // From one vector of channels to the next, in a row of grad_output as the kernels read it.

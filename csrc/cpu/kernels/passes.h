@@ -119,7 +119,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
                                                                               : Order::kChannels;
 
   p.prefetch = detail::prefetches<T>(g, p.order);
-  const int64_t wanted = wanted_parts(g);
+  const int64_t wanted = wanted_parts(g, kPartWork);
   int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
   p.group = phases <= kMaxGroup && (in_place || w.unit == 1) ? phases : 1;
@@ -247,7 +247,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                                                                   : Order::kChannels;
 
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const int64_t wanted = wanted_parts(g);
+  const int64_t wanted = wanted_parts(g, kGradPartWork);
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
   int64_t pixel_bytes = 1, max_columns = kMaxSumColumns;
   switch (p.order) {

@@ -51,8 +51,9 @@ inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried 
 // Source and target that may not be in a cache, and prefetching pays: read in place, and packed from separate planes.
 inline constexpr int64_t kPrefetchBytes = 8 << 20;
 inline constexpr int64_t kPrefetchPlanesBytes = 1 << 20;
-inline constexpr int64_t kPartWork = 1 << 17;  // multiply-adds that are worth an item of their own
-inline constexpr int64_t kParts = 64;          // threads that the items should be able to feed
+inline constexpr int64_t kPartWork = 1 << 17;      // multiply-adds that are worth an item: forward and grad input,
+inline constexpr int64_t kGradPartWork = 1 << 18;  // grad weight
+inline constexpr int64_t kParts = 64;              // threads that the items should be able to feed
 
 // Divisions take longer than all else in a walk, and most are by 1.
 inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
@@ -325,11 +326,11 @@ struct ChannelMap {
   int64_t operator()(int64_t lane) const { return lane * times / over; }
 };
 
-// Items that a pass should have.
-inline int64_t wanted_parts(const ConvGeometry<int64_t>& g) {
+// Items that a pass should have: each with some multiply-adds, so that it is worth its overhead.
+inline int64_t wanted_parts(const ConvGeometry<int64_t>& g, int64_t part_work) {
   const double channels =
       static_cast<double>(std::max(g.in_channels, g.out_channels)) * g.kernel[0] * g.kernel[1] * g.kernel[2];
-  const double work = channels * g.batch * g.out[0] * g.out[1] * g.out[2] / kPartWork;
+  const double work = channels * g.batch * g.out[0] * g.out[1] * g.out[2] / static_cast<double>(part_work);
   return work < kParts ? std::max<int64_t>(1, static_cast<int64_t>(work)) : kParts;
 }
 

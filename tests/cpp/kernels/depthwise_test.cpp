@@ -288,7 +288,7 @@ TEST(DepthwisePlans, FeedSixtyFourThreads) {
     SCOPED_TRACE(c.text());
     for_each_plan<float>(c.geometry(), [](const auto& plan) { EXPECT_GE(plan.items(), 56); });
   };
-  feeds({1, 3, 3, 3, {600, 600}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
+  feeds({1, 3, 3, 3, {1200, 1200}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
   feeds({1, 1, 1, 1, {1000000}, {31}, {1}, {15, 15}, {1}});
   feeds({8, 128, 128, 128, {56, 56}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
 }
