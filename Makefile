@@ -18,7 +18,7 @@ export MAX_JOBS ?= $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
-CPP_TESTS := $(shell find tests/cpp -name '*.cpp' -o -name '*.h')
+CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
 BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 
 .DELETE_ON_ERROR:

@@ -1,0 +1,90 @@
+"""The benchmarks run, compare results before they time anything, and know every family of layers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+pytest.importorskip("matplotlib", reason="the benchmarks need the demo's packages")
+
+import layers  # noqa: E402
+import problems  # noqa: E402
+
+
+def run(script: str, *options: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_EXT")}
+    command = [sys.executable, str(BENCHMARKS / script), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_bench(tmp_path: Path) -> None:
+    options = ["--op", "depthwise", "--op", "transposed", "--filter", "mobilenetv2_dw960", "--batch", "1"]
+    options += ["--dtype", "float32", "bfloat16", "--threads", "1", "--seconds", "0", "--isa", "scalar"]
+    saved = tmp_path / "results" / "first.json"
+    first = run("bench.py", *options, "--save", str(saved))
+    assert first.returncode == 0, first.stderr
+    results = json.loads(saved.read_text())
+    assert results["isa"] == "scalar"
+    assert len(results["results"]) == 2 * 2 * 2 * 3  # ops, dtypes, layouts, passes
+    assert {row["kernel"] for row in results["results"]} == {"depthwise/scalar"}
+    assert [path.name for path in sorted(saved.parent.glob("*.png"))] == [
+        "first-depthwise-3x3.png",
+        "first-transposed-3x3.png",
+    ]
+    # The portable kernels do not reach the floors of AVX2; what is short is marked, and the exit code says so.
+    second = run("bench.py", *options, "--compare", str(saved), "--floors", "--short")
+    assert second.returncode == 1, second.stderr
+    assert "roofline" in second.stdout and "depthwise/scalar" in second.stdout
+
+
+@pytest.mark.slow
+def test_models() -> None:
+    result = run("models.py", "--models", "x3d_block", "--batch", "1", "--dtype", "float32", "--seconds", "0")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("x3d_block") == 4
+
+
+@pytest.mark.parametrize("layer", layers.read_layers(), ids=lambda layer: f"{layer.op}-{layer.name}")
+def test_layers_have_floors(layer: layers.Layer) -> None:
+    for name in layers.PASSES:
+        for layout in ("contiguous", "channels_last"):
+            assert set(layers.floors(layer, 1, layout, "float32", name)) == {"ratio", "roofline"}
+            assert "ratio" in layers.floors(layer, 8, layout, "bfloat16", name)
+
+
+def small(name: str, op: str, **changes: object) -> problems.Problem:
+    """A layer with little work, its channels and image made small."""
+    layer = next(layer for layer in layers.read_layers() if (layer.name, layer.op) == (name, op))
+    return problems.Problem(layers.Layer(**{**vars(layer), **changes}), 2)
+
+
+@pytest.mark.parametrize("op", ["depthwise", "transposed"])
+@pytest.mark.parametrize("name", ["convnextt_dw96_k7", "mobilenetv2_dw96_s2", "dilated_dw128_d2"])
+def test_reference_is_pytorchs(name: str, op: str) -> None:
+    problem = small(name, op, in_channels=3, out_channels=3, groups=3, spatial=(11, 11))
+    expected = problem.expected()
+    for pass_name, (theirs, ours) in problem.calls("float64", "channels_last").items():
+        assert torch.equal(theirs(), expected[pass_name])
+        assert torch.equal(ours(), expected[pass_name])
+
+
+def test_asymmetric_padding_is_pytorchs() -> None:
+    problem = small("efficientdet_same_s2", "depthwise", in_channels=2, out_channels=4, groups=2, spatial=(8, 10))
+    for pass_name, (theirs, ours) in problem.calls("float64", "contiguous").items():
+        assert torch.equal(theirs(), problem.expected()[pass_name])
+        assert torch.equal(ours(), problem.expected()[pass_name])
+
+
+def test_wrong_results_stop_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = small("convnextt_dw96_k7", "depthwise", in_channels=3, out_channels=3, groups=3, spatial=(9, 9))
+    expected = problem.expected()
+    problems.check(problem, expected, "float32", "contiguous")
+    expected["grad_weight"][0, 0, 3, 3] += 1
+    with pytest.raises(SystemExit, match="grad_weight: 1 wrong"):
+        problems.check(problem, expected, "float32", "contiguous")
