@@ -192,24 +192,26 @@ void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
   else sum_row<A, 1, 8, kTaps, kStride, Weights::kVector>(r, columns);
 }
 
+template <class A, int kStride>
+void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
+  const bool dense = r.step == r.source_stride;
+  if (dense && r.taps == 2) sum_row_of_channels<A, 2, kStride>(r, columns);
+  else if (dense && r.taps == 3) sum_row_of_channels<A, 3, kStride>(r, columns);
+  else if (dense && r.taps == 5) sum_row_of_channels<A, 5, kStride>(r, columns);
+  else if (dense && r.taps == 7) sum_row_of_channels<A, 7, kStride>(r, columns);
+  else sum_row_of_channels<A, 0, kStride>(r, columns);
+}
+
 // target_rows: 1, or 2 where columns are lanes.
 template <Order kOrder, class A>
 void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
-  constexpr int kStride = kOrder == Order::kInPlace ? 0 : 1;
-  const bool dense = r.step == r.source_stride && (r.taps == 3 || r.taps == 5 || r.taps == 7);
   if constexpr (kOrder == Order::kColumns) {
     if (target_rows == 2) sum_row<A, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
     else sum_row<A, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
-  } else if (dense && (kStride == 0 || r.step == kLanes<A>)) {
-    if (r.taps == 3) sum_row_of_channels<A, 3, kStride>(r, columns);
-    else if (r.taps == 5) sum_row_of_channels<A, 5, kStride>(r, columns);
-    else sum_row_of_channels<A, 7, kStride>(r, columns);
-  } else if (dense && r.taps == 3) {
-    sum_row_of_channels<A, 3, 0>(r, columns);
-  } else if (kStride == 1 && r.source_stride == kLanes<A>) {
-    sum_row_of_channels<A, 0, 1>(r, columns);
+  } else if (kOrder == Order::kChannels && r.source_stride == kLanes<A>) {
+    sum_row_of_channels<A, 1>(r, columns);
   } else {
-    sum_row_of_channels<A, 0, 0>(r, columns);
+    sum_row_of_channels<A, 0>(r, columns);
   }
 }
 
