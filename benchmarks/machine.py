@@ -88,7 +88,7 @@ def bandwidth(size: int, threads: int) -> float:
         before, source = torch.get_num_threads(), torch.ones(COPY_SIZES[i] // 8)
         torch.set_num_threads(threads)
         target, repeats = source.clone(), max(1, (1 << 20) // COPY_SIZES[i])
-        seconds = least([lambda: [target.copy_(source) for _ in range(repeats)]], 0.05)[0]
+        seconds = least([lambda: [target.copy_(source) for _ in range(repeats)]], 0.2)[0]
         torch.set_num_threads(before)
         return COPY_SIZES[i] * repeats / seconds
 
