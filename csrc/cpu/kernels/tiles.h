@@ -63,6 +63,7 @@ inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* 
   if constexpr (kTaps > 5) {  // the weights of so many do not fit in the registers
     constexpr int kFirst = (kTaps + 1) / 2;
     add_row<A, kColumns, kFirst, kWeights>(r, source, stride, weight, sum);
+    asm volatile("" ::: "memory");  // nothing of the second half is loaded before the first is done
     add_row<A, kColumns, kTaps - kFirst, kWeights>(r, source + kFirst * stride, stride, weight + kFirst * r.weight_step,
                                                    sum);
   } else if constexpr (kTaps > 0) {
