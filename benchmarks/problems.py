@@ -87,7 +87,7 @@ class Problem:
             ]
             theirs = list(layer.stride), before, list(layer.dilation), True, extra, layer.groups
             op = getattr(torch.ops.torch_ext, f"depthwise_conv_transpose{dims}d")
-            transposed = list(layer.stride), before, extra, 1, list(layer.dilation)
+            transposed = list(layer.stride), before, extra, list(layer.dilation)
             return {
                 "forward": (lambda: aten_conv(y, w, None, *theirs), lambda: op(y, w, None, *transposed)),
                 "grad_input": (lambda: aten_backward(x, y, w, None, *theirs, masks[0])[0], our_forward),

@@ -40,7 +40,7 @@ def test_input_is_not_copied(isa: str, n: int, layout: str) -> None:
 def test_slice_sums_do_not_grow_with_the_batch() -> None:
     weight = torch.randn(16, 1, 3, 3)
     extra = []
-    for batch in (256, 1024):
+    for batch in (512, 2048):
         input = torch.randn(batch, 16, 16, 16)
         numbers = ([1, 1], [1] * 4, [1, 1], 16, [False, True, True])
         arguments = (input, input, weight, *numbers)
