@@ -26,8 +26,6 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-inline constexpr int64_t kTapsPerSum = 128;  // a sum starts from zero again after these, to stay exact
-
 template <class T, Order kOrder>
 class Correlate {
   using A = Acc<T>;
@@ -298,7 +296,8 @@ class Correlate {
   }
 
   void set_prefetch(int64_t source_rows, RowSum<A>* sum) const {
-    sum->prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0;
+    sum->prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0 &&
+                    plan_.axes[1].source_stride() <= plan_.axes[1].source;  // else there is no next row, and no address
     if (!sum->prefetch) return;
     const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
     sum->ahead_rows = std::min<int64_t>(rows, 2);

@@ -11,13 +11,13 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// Where the lanes of one vector lie in memory, in ascending order.
+// Where the lanes of one vector lie in memory.
 template <class A>
 struct Lanes {
   int64_t offset[kLanes<A>] = {};
   int64_t count;
   bool adjacent;
-  int64_t span;      // from the first to behind the last
+  int64_t span;      // from the first to behind the last; more than a vector if they do not ascend
   int32_t index[8];  // for permute(), if the span is not longer than a vector: of 32-bit words
 
   Lanes() = default;
@@ -35,8 +35,10 @@ struct Lanes {
     for (int64_t i = 0; i < kLanes<A>; ++i) {
       const int64_t distance = i < count ? offset[i] - offset[0] : 0;
       adjacent &= i >= count || distance == i;
+      if (0 < i && i < count && offset[i] < offset[i - 1]) span = kLanes<A> + 1;
       for (int64_t word = 0; word < words; ++word)
-        index[i * words + word] = static_cast<int32_t>(distance < kLanes<A> ? distance * words + word : 0);
+        index[i * words + word] =
+            static_cast<int32_t>(0 <= distance && distance < kLanes<A> ? distance * words + word : 0);
     }
   }
 };

@@ -75,6 +75,9 @@ inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t l
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
+  // A sum that is taken in several goes is added to what is in the target: the channels that the last vector shares
+  // with the one before would be added twice.
+  if (channels % lanes != 0 && rows * w.kernel > kTapsPerSum) return false;
   // Columns that share their taps are summed together; few do where the kernel is nearly as wide as the image.
   const int64_t edges = w.max_taps - 1;
   const bool wide = 3 * edges <= w.source / w.unit || 5 * (2 * edges + 1) <= w.target / std::min(w.phases, w.target);
@@ -150,7 +153,9 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
   Tiling two = p.tiling;
   add_rows(&two, p.axes[1], 2);
-  const bool pairs = p.order == Order::kColumns && p.axes[1].target > 1 && two.rows() <= kMaxRows;
+  const int64_t ring_bytes = two.ring() * p.channels.width * static_cast<int64_t>(sizeof(A));
+  const bool pairs = p.order == Order::kColumns && p.axes[1].target > 1 && two.rows() <= kMaxRows &&
+                     two.slots[1] < 2 * p.tiling.slots[1] && ring_bytes <= 2 * kRingBytes;
   if (pairs) p.tiling = two;
   p.target_rows = p.tile_rows = pairs ? 2 : 1;
   if (!p.tiling.single) {
@@ -281,7 +286,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.zero_rows = p.order != Order::kInPlace && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
   const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
   p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
-  p.prefetch = detail::prefetches<T>(g, p.order);
+  p.prefetch = detail::prefetches<T>(g, p.order) && h.stride <= h.source;
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }

@@ -40,6 +40,7 @@ Layout layout(const View<T>& view) {
 
 inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
 inline constexpr int64_t kMaxColumnTaps = 16;  // in place
+inline constexpr int64_t kTapsPerSum = 128;    // a sum starts from zero again after these, to stay exact
 inline constexpr int64_t kMaxRows = 128;       // source rows that are packed at a time
 inline constexpr int64_t kMaxGroup = 8;        // column phases that share packed rows
 inline constexpr int64_t kMaxColumns = 128;

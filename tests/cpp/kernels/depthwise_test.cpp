@@ -84,6 +84,30 @@ TEST_P(Depthwise, LongRowsOfLargeKernelsAndMultipliers) {
     }
 }
 
+// Sums of so many taps are taken in several goes, and the last vector of channels overlaps the one before.
+TEST_P(Depthwise, ManyTapsOfOddChannelsInPlace) {
+  const Layout last = Layout::kChannelsLast;
+  check_all({1, 9, 9, 9, {14, 44}, {13, 13}, {1, 1}, {6, 6, 6, 6}, {1, 1}, last, last});
+  check_all({1, 9, 9, 9, {20, 96}, {10, 14}, {4, 1}, {10, 7, 6, 6}, {1, 1}, last, last});
+  check_all({1, 17, 17, 17, {7, 8, 40}, {7, 7, 7}, {1, 1, 1}, {3, 3, 3, 3, 3, 3}, {1, 1, 1}, last, last});
+  check_all({1, 16, 16, 16, {14, 44}, {13, 13}, {1, 1}, {6, 6, 6, 6}, {1, 1}, last, last});
+}
+
+// A weight as TensorFlow lays it out: output channels, or multipliers, innermost.
+TEST_P(Depthwise, PermutedWeights) {
+  for (int64_t groups : {2, 4, 5, 9})
+    for (int64_t multiplier : {1, 2, 3, 8})
+      for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kBatchLast}) {
+        Case c = square(groups, 9, 3, 1);
+        c.out_channels *= multiplier;
+        c.input_layout = c.output_layout = layout;
+        c.weight_layout = Layout::kBatchLast;
+        check_all(c);
+        std::swap(c.in_channels, c.out_channels);
+        check_all(c);
+      }
+}
+
 TEST_P(Depthwise, StrideAndDilation) {
   for (int64_t stride : {1, 2, 3, 4, 9})
     for (int64_t dilation : {1, 2, 3, 4, 6})
@@ -155,6 +179,13 @@ TEST_P(Depthwise, TilesAndBlocks) {
   check_float({1, 3, 24, 3, {40, 41}, {9, 9}, {2, 2}, {4, 4, 4, 4}, {1, 1}});
   check_float({1, 3, 3, 3, {9, 20, 30}, {7, 7, 7}, {1, 1, 1}, {3, 3, 3, 3, 3, 3}, {1, 1, 1}});
   check_float({1, 2, 2, 2, {2500}, {3}, {1000}, {1, 1}, {1}});
+}
+
+// Large enough for rows to be prefetched, where there is no next row.
+TEST_P(Depthwise, StrideBeyondTheImageOfALargeTensor) {
+  const Layout last = Layout::kChannelsLast;
+  check<float>(table(), {1, 8, 8, 8, {2, 150000}, {1, 3}, {int64_t{1} << 60, 1}, {0, 0, 1, 1}, {1, 1}, last, last},
+               Fill::kIntegers);
 }
 
 TEST_P(Depthwise, NumbersBeyondAnyMemory) {
@@ -281,6 +312,34 @@ TEST(DepthwisePlans, ScratchIsBounded) {
                      {pad, pad, pad, pad, pad, pad},
                      {dilation, dilation, dilation}});
         }
+}
+
+// The same, with axes that have nothing to do with each other.
+TEST(DepthwisePlans, ScratchIsBoundedForOddAxes) {
+  std::mt19937 random(1);
+  const auto draw = [&](std::initializer_list<int64_t> from) { return from.begin()[random() % from.size()]; };
+  for (int i = 0; i < 20000; ++i) {
+    Case c{1 + static_cast<int64_t>(random() % 3), 0, 0, draw({2, 6, 8, 16, 70}), {}, {}, {}, {}, {}};
+    c.in_channels = c.groups;
+    c.out_channels = c.groups * draw({1, 1, 2});
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t kernel = draw({1, 2, 3, 4, 5, 7, 13, 31}), dilation = draw({1, 1, 2, 30, 2663});
+      const int64_t pad = (kernel - 1) * dilation / 2 + 1;
+      c.in.push_back(draw({1, 7, 56, 174, 253, 481, 2437}));
+      c.kernel.push_back(kernel);
+      c.stride.push_back(draw({1, 1, 2, 5, 86, 111}));
+      c.dilation.push_back(dilation);
+      c.padding.insert(c.padding.end(), {pad, pad});
+    }
+    const Geometry g = c.geometry();
+    const auto check_type = [&]<class T>(T) {
+      for_each_plan<T>(g, [&](const auto& plan) {
+        EXPECT_LE(plan.scratch_size() * static_cast<int64_t>(sizeof(Acc<T>)), 1 << 20) << c.text();
+      });
+    };
+    check_type(float{});
+    check_type(double{});
+  }
 }
 
 TEST(DepthwisePlans, FeedSixtyFourThreads) {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -47,7 +48,7 @@ T nan_of() {
 
 enum class Fill { kIntegers, kNormal, kConstant };
 
-enum class Layout { kContiguous, kChannelsLast, kSliced, kExpanded };
+enum class Layout { kContiguous, kChannelsLast, kSliced, kExpanded, kBatchLast };
 
 // A tensor [n, c, d, h, w] in a buffer that ends with its last element, so that AddressSanitizer sees any step beyond.
 template <class T>
@@ -59,9 +60,9 @@ struct Tensor {
 
   Tensor(const Sizes& s, Layout layout) {
     std::copy(s.begin(), s.end(), sizes);
-    const int order[2][5] = {{4, 3, 2, 1, 0}, {1, 4, 3, 2, 0}};
+    const int order[3][5] = {{4, 3, 2, 1, 0}, {1, 4, 3, 2, 0}, {0, 1, 4, 3, 2}};
     int64_t stride = layout == Layout::kSliced ? 2 : 1;
-    for (int axis : order[layout == Layout::kChannelsLast]) {
+    for (int axis : order[layout == Layout::kBatchLast ? 2 : layout == Layout::kChannelsLast]) {
       strides[axis] = stride;
       stride *= sizes[axis] + (layout == Layout::kSliced ? 1 : 0);
     }
@@ -118,6 +119,7 @@ struct Case {
   Sizes in, kernel, stride, padding, dilation;
   Layout input_layout = Layout::kContiguous, output_layout = Layout::kContiguous;
   bool bias = true;
+  std::optional<Layout> weight_layout = std::nullopt;  // the output's, unless said otherwise
 
   Geometry geometry() const {
     Sizes input{batch, in_channels}, weight{out_channels, in_channels / groups};
@@ -253,7 +255,7 @@ void check(const cpu::KernelTable& table, const Case& c, Fill fill) {
   Tensor<T> input(in, c.input_layout), grad_output(out, c.output_layout),
       bias({1, out[1], 1, 1, 1}, Layout::kContiguous);
   const auto own = [](Layout layout) { return layout == Layout::kExpanded ? Layout::kContiguous : layout; };
-  const Layout weight_layout = own(c.output_layout);
+  const Layout weight_layout = c.weight_layout.value_or(own(c.output_layout));
   Tensor<T> weight(kernel, weight_layout);
   for (Tensor<T>* t : {&input, &weight, &grad_output, &bias}) t->fill(&random, fill);
   const T* bias_data = c.bias ? bias.data.get() : nullptr;
