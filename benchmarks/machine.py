@@ -79,24 +79,25 @@ COPY_SIZES = [2**i << 10 for i in range(6, 19)]  # bytes read and written, 64 Ki
 
 
 @functools.cache
-def bandwidth(size: int, threads: int) -> float:
-    """Bytes a second, read and written, of a copy that touches `size` bytes; between measured sizes, their line."""
+def _measured_bandwidth(size: int, threads: int) -> float:
     import torch
 
-    @functools.cache
-    def measured(i: int) -> float:
-        before, source = torch.get_num_threads(), torch.ones(COPY_SIZES[i] // 8)
-        torch.set_num_threads(threads)
-        target, repeats = source.clone(), max(1, (1 << 20) // COPY_SIZES[i])
-        seconds = least([lambda: [target.copy_(source) for _ in range(repeats)]], 0.2)[0]
-        torch.set_num_threads(before)
-        return COPY_SIZES[i] * repeats / seconds
+    before, source = torch.get_num_threads(), torch.ones(size // 8)
+    torch.set_num_threads(threads)
+    target, repeats = source.clone(), max(1, (1 << 20) // size)
+    seconds = least([lambda: [target.copy_(source) for _ in range(repeats)]], 0.2)[0]
+    torch.set_num_threads(before)
+    return size * repeats / seconds
 
+
+def bandwidth(size: int, threads: int) -> float:
+    """Bytes a second, read and written, of a copy that touches `size` bytes; between measured sizes, their line."""
     i = bisect.bisect_left(COPY_SIZES, size)
     if i in (0, len(COPY_SIZES)):
-        return measured(min(i, len(COPY_SIZES) - 1))
+        return _measured_bandwidth(COPY_SIZES[min(i, len(COPY_SIZES) - 1)], threads)
     share = math.log2(size / COPY_SIZES[i - 1])
-    return measured(i - 1) ** (1 - share) * measured(i) ** share
+    below, above = (_measured_bandwidth(COPY_SIZES[k], threads) for k in (i - 1, i))
+    return below ** (1 - share) * above**share
 
 
 def describe() -> dict[str, object]:

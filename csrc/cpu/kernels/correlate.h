@@ -2,8 +2,7 @@
 
 // Forward and grad input of a depthwise convolution are one correlation:
 //
-//   target[n, c, i] = bias[c] + sum over terms r and taps t of weight[c, r, t] * source[n, channel(c, r), position(i,
-//   t)]
+//   target[n, c, i] = bias[c] + sum over terms r, taps t of weight[c, r, t] * source[n, channel(c, r), position(i, t)]
 //
 // with channel and position as plan.h describes them: forward reads the input with the stride, grad input reads
 // grad_output phase by phase of the position modulo the stride.

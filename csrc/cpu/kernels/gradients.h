@@ -2,8 +2,10 @@
 
 // Gradients of a depthwise convolution that are sums over all positions:
 //
-//   grad_weight[c, t] = sum over n, o of grad_output[n, output(c), o] * input[n, input(c), o * stride + t * dilation -
-//   pad] grad_bias[c]      = sum over n, o of grad_output[n, c, o]
+//   grad_weight[c, t] = sum over n, o of grad_output[n, output(c), o] * input[n, input(c), position(o, t)]
+//   grad_bias[c] = sum over n, o of grad_output[n, c, o]
+//
+// with position(o, t) = o * stride + t * dilation - pad.
 //
 // An item is one block of the weight's channels and one slice of the positions; blocks alone feed the threads when
 // channels are many. Lanes are channels or columns, in place or packed, as in correlate.h. Taps stay in registers while
@@ -150,8 +152,7 @@ class GradWeight {
       const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
       const Range taps = p.clip(first, last, w.source, taps_[2]);
       if (size(taps) == 0) return false;
-      rows_.set_columns(
-          {first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1 + (kOrder == Order::kColumns ? L - 1 : 0)});
+      rows_.set_columns({first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1});
       segments_[segment_count_++] = {0, size(columns), 0, taps};
     }
     return segment_count_ > 0;

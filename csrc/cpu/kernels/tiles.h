@@ -12,8 +12,7 @@ struct SourceRow {
   const A* weight[2];
 };
 
-//   out[i][v][j] = start[v] + sum over rows and t in [0, taps) of weight[i][v][t] * source[v][j * source_stride + t *
-//   step]
+//   out[i][v][j] = start[v] + sum over rows and taps t of weight[i][v][t] * source[v][j * source_stride + t * step]
 //
 // for target rows i and `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns
 // are lanes, j counts vectors of columns, and a weight is one number.
@@ -53,10 +52,8 @@ inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
 
 // Adds the taps of one source row to the sums of one target row.
 //   kStride  columns from source to source if known, else 0
-//   kTaps    taps if known, and neighbours are then as far apart as columns are: a source vector is loaded once and
-//   meets
-//            all the taps' weights. Else 0: one weight vector is loaded at a time, and the source is the memory operand
-//            of the multiply-add.
+//   kTaps    taps if known, which then are as far apart as columns are: a source vector, loaded once, meets the weights
+//            of all taps. Else 0: one weight vector is loaded at a time, and the source is an operand in memory.
 template <class A, int kColumns, int kTaps, Weights kWeights>
 inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride, const A* weight,
                                                    Vec<A> (&sum)[kColumns]) {
