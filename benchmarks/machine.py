@@ -82,16 +82,19 @@ COPY_SIZES = [2**i << 10 for i in range(6, 19)]  # bytes read and written, 64 Ki
 def _measured_bandwidth(size: int, threads: int) -> float:
     import torch
 
-    before, source = torch.get_num_threads(), torch.ones(size // 8)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    target, repeats = source.clone(), max(1, (1 << 20) // size)
-    seconds = least([lambda: [target.copy_(source) for _ in range(repeats)]], 0.2)[0]
+    pairs = [(torch.ones(size // 8), torch.ones(size // 8)) for _ in range(2)]
+    seconds = least([functools.partial(target.copy_, source) for target, source in pairs], 0.2)
     torch.set_num_threads(before)
-    return size * repeats / seconds
+    return size / min(seconds)
 
 
 def bandwidth(size: int, threads: int) -> float:
-    """Bytes a second, read and written, of a copy that touches `size` bytes; between measured sizes, their line."""
+    """Bytes a second, read and written, of a copy that touches `size` bytes; between measured sizes, their line.
+
+    Two copies take turns, as the two sides of the benchmark do: each finds in the caches what the other has left.
+    """
     i = bisect.bisect_left(COPY_SIZES, size)
     if i in (0, len(COPY_SIZES)):
         return _measured_bandwidth(COPY_SIZES[min(i, len(COPY_SIZES) - 1)], threads)

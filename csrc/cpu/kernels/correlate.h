@@ -8,7 +8,7 @@
 // grad_output phase by phase of the position modulo the stride.
 //
 // An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders:
-//   kInPlace   channels are lanes and lie side by side in memory. Source rows are read where they are and every column
+//   kChannelsInPlace   channels are lanes and lie side by side in memory. Source rows are read where they are and every column
 //              of all channels of the block is finished before the next. Columns that share their taps are a segment:
 //              those at the edges leave out what would lie outside the image.
 //   kChannels  channels are lanes. Source rows are packed into a ring, with zeros outside the image.
@@ -39,21 +39,15 @@ class Correlate {
         target_(target),
         start_(scratch),
         tile_(start_ + plan.bias_size()),
-        rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()) {
-    const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
-    prefetch_blocks_ = kOrder != Order::kInPlace && plan.prefetch && plan.multiplier == 1 &&
-                       plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
-                       is_contiguous(source, d.source, h.source, w.source) &&
-                       is_contiguous(target, d.target, h.target, w.target);
-  }
+        rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()),
+        prefetch_blocks_(kOrder != Order::kChannelsInPlace && prefetches_next_block(plan, source, target)) {}
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);
     start_block(index % plan_.channels.blocks(), box_.n.begin);
-    if (prefetch_blocks_) prefetch_next_block();
     const Axis& w = plan_.axes[2];
     // Tiles of nearly the same size; where columns are lanes, of whole vectors.
-    const int64_t unit = kOrder == Order::kColumns ? L : 1;
+    const int64_t unit = kOrder == Order::kPackedColumns ? L : 1;
     const int64_t count = ceil_div(size(box_.w), unit), tiles = ceil_div(size(box_.w), plan_.tiling.columns);
     for (int64_t phase = 0; phase < w.phases && phase < w.target; phase += plan_.group)
       for (int64_t i = 0; i < tiles; ++i) {
@@ -72,25 +66,32 @@ class Correlate {
     int64_t source = 0, weight = 0;                    // where the first tap of the first column lies in a source row,
     int64_t step = 0, tap_step = 0, rows_per_sum = 1;  // and from tap to tap
   };
-  static constexpr int64_t kMaxSegments = kMaxGroup * (kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 4 : 4);
+  static constexpr int64_t kMaxSegments = kMaxGroup * (kOrder == Order::kChannelsInPlace ? 2 * kMaxColumnTaps + 4 : 4);
 
-  int64_t pixel_size() const { return kOrder == Order::kColumns ? 1 : L; }
+  int64_t pixel_size() const { return kOrder == Order::kPackedColumns ? 1 : L; }
 
   void start_block(int64_t block, int64_t n) {
     const Channels& channels = plan_.channels;
     vectors_ = channels.vectors(block);
     first_vector_ = block * channels.width;
-    last_shift_ = channels.shift(block);
     target_image_ = target_.data + n * target_.n;
-    rows_.set_channels(source_, n, channels, block, plan_.map);
+    source_ahead_ = target_ahead_ = 0;
+    if (prefetch_blocks_) {
+      const int64_t begin = first_vector_ * channels.lanes, end = begin + vectors_ * channels.lanes;
+      source_ahead_ = (plan_.map(end) - plan_.map(begin)) * source_.c;
+      target_ahead_ = (end - begin) * target_.c;
+    }
+    rows_.set_channels(source_, n, channels, block, plan_.map, source_ahead_);
     sum_into_target_ = true;
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t first = channels.first(first_vector_ + v);
+      target_vectors_[v] = first * target_.c;
+      tile_vectors_[v] = v * plan_.tile_columns() * pixel_size();
       for (int64_t i = 0; i < L; ++i) {
-        const int64_t c = kOrder == Order::kColumns ? first : first + i;
+        const int64_t c = kOrder == Order::kPackedColumns ? first : first + i;
         start_[v * L + i] = bias_ && c < channels.channels ? widen(bias_[c]) : 0;
       }
-      if constexpr (kOrder == Order::kChannels) {
+      if constexpr (kOrder == Order::kPackedChannels) {
         lanes_[v] = Lanes<A>(first, channels.channels, {1, 1}, target_.c);
         sum_into_target_ &= lanes_[v].adjacent && lanes_[v].count == L;
       }
@@ -100,20 +101,11 @@ class Correlate {
     can_sum_into_target_ = sum_into_target_;
   }
 
-  void prefetch_next_block() {
-    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
-    // In contiguous tensors the next block lies behind this one.
-    const int64_t channels = vectors_ * plan_.channels.lanes, next = plan_.channels.first(first_vector_) + channels;
-    const int64_t steps = d.target * ceil_div(h.target, plan_.target_rows);
-    next_source_.start(source_.at(box_.n.begin, next), channels * d.source * h.source * w.source, steps);
-    next_target_.start(target_.at(box_.n.begin, next), channels * d.target * h.target * w.target, steps);
-  }
-
   void tile(int64_t phase, Range positions) {
     const Axis& w = plan_.axes[2];
     first_column_ = phase + positions.begin * w.phases;
     column_step_ = plan_.group == 1 ? w.phases : 1;
-    if constexpr (kOrder == Order::kColumns)  // whole vectors of adjacent columns
+    if constexpr (kOrder == Order::kPackedColumns)  // whole vectors of adjacent columns
       sum_into_target_ = can_sum_into_target_ && target_.spatial[2] == 1 && size(positions) % L == 0;
     const Tiling& tiling = plan_.tiling;
     for (int64_t r = 0; r < plan_.terms; r += tiling.terms)
@@ -166,7 +158,7 @@ class Correlate {
       const Phase p = w.phase(phase + f);
       const int64_t end = std::min(positions.end, w.count(phase + f));
       columns_ += std::max<int64_t>(0, end - positions.begin);
-      if constexpr (kOrder == Order::kInPlace) {
+      if constexpr (kOrder == Order::kChannelsInPlace) {
         for (int64_t j = positions.begin, next; j < end; j = next) {
           const int64_t source = p.source(j, 0);
           const Range t = p.clip(source, source, w.source, taps);
@@ -185,21 +177,21 @@ class Correlate {
                                    : Range{std::min(packed.begin, touched.begin), std::max(packed.end, touched.end)};
       }
     }
-    any_taps_ = kOrder == Order::kInPlace || size(packed) > 0;
+    any_taps_ = kOrder == Order::kChannelsInPlace || size(packed) > 0;
     rows_.set_columns(packed);
-    if constexpr (kOrder != Order::kInPlace)
+    if constexpr (kOrder != Order::kChannelsInPlace)
       for (int64_t f = 0; f < group; ++f) {
         const int64_t count = std::min(positions.end, w.count(phase + f)) - positions.begin;
         if (count <= 0) continue;
-        if (kOrder == Order::kChannels) add_spread(w.phase(phase + f), f, positions.begin, count, clipped[f]);
+        if (kOrder == Order::kPackedChannels) add_spread(w.phase(phase + f), f, positions.begin, count, clipped[f]);
         else add_segment(w.phase(phase + f), f, positions.begin, count, clipped[f]);
       }
   }
 
   void rows() {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
-    const int64_t d_step = kOrder == Order::kInPlace ? 1 : d.classes,
-                  h_step = kOrder == Order::kInPlace ? 1 : h.classes;
+    const int64_t d_step = kOrder == Order::kChannelsInPlace ? 1 : d.classes,
+                  h_step = kOrder == Order::kChannelsInPlace ? 1 : h.classes;
     for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d_step; ++fd)
       for (int64_t id = fd; id < box_.d.end; id += d_step) {
         const TapWalk depths(d, id, depth_taps_, plan_.tiling.slots[0]);
@@ -234,31 +226,25 @@ class Correlate {
 
   // The tile's columns of target rows h and, if count is 2, h + h_step.
   void target_rows(int64_t d, int64_t h, int64_t h_step, int64_t count, const TapWalk& depths) {
-    if (prefetch_blocks_) {
-      next_source_.template step<false>();
-      next_target_.template step<true>();
-    }
     const int64_t source_rows = list_source_rows(h, h_step, count, depths);
-    const int64_t tile_vector = plan_.tile_columns() * pixel_size();
-    const int64_t tile_row_size = plan_.channels.max_vectors() * tile_vector;
+    const int64_t tile_row_size = plan_.channels.max_vectors() * plan_.tile_columns() * pixel_size();
     const int64_t tile_row = plan_.tiling.single ? 0 : (d - box_.d.begin) * size(box_.h) + h - box_.h.begin;
     T* const to = target_image_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2];
     const int64_t to_stride = columns_ > 1 ? target_.spatial[2] * column_step_ : 0;
     A* sums = tile_ + tile_row * tile_row_size;
     RowSum<A> sum;
     sum.vectors = vectors_;
-    sum.source_vector = rows_.vector_stride();
+    sum.source_vectors = rows_.vectors();
     sum.weight_vector = plan_.terms * plan_.taps() * pixel_size();
-    sum.out_vector = tile_vector;
+    sum.out_vectors = tile_vectors_;
     sum.out_row = (plan_.tiling.single ? 1 : h_step) * tile_row_size;
-    sum.last_shift = last_shift_;
     set_prefetch(source_rows, &sum);
     int64_t column_stride = pixel_size();
     if constexpr (std::is_same_v<T, A>) {
       if (sum_into_target_) {
-        sums = to + plan_.channels.first(first_vector_) * target_.c;
+        sums = to;
         column_stride = to_stride;
-        sum.out_vector = kOrder == Order::kColumns ? target_.c : L;
+        sum.out_vectors = target_vectors_;
         sum.out_row = h_step * target_.spatial[1];
       }
     }
@@ -271,9 +257,9 @@ class Correlate {
       sum.weight_step = s.tap_step;
       sum.taps = s.taps;
       sum.out = sums + s.first * column_stride;
-      sum.out_stride = kOrder == Order::kColumns ? L : s.spread * plan_.group * column_stride;
+      sum.out_stride = kOrder == Order::kPackedColumns ? L : s.spread * plan_.group * column_stride;
       const int64_t rows = s.taps > 0 ? source_rows : 0,
-                    columns = kOrder == Order::kColumns ? ceil_div(s.count, L) : s.count;
+                    columns = kOrder == Order::kPackedColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;
       sum.rows = source_rows_;
       do {  // a sum starts from zero again after some taps: shorter sums are more exact
@@ -287,15 +273,16 @@ class Correlate {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t v = 0; v < vectors_; ++v) {
         T* const row = to + i * h_step * target_.spatial[1];
-        const A* from = sums + i * sum.out_row + v * tile_vector;
-        if constexpr (kOrder == Order::kColumns)
-          unpack_line(from, columns_, to_stride, row + (first_vector_ + v) * target_.c);
-        else unpack_columns(from, columns_, lanes_[v], to_stride, row);
+        const A* from = sums + i * sum.out_row + tile_vectors_[v];
+        if constexpr (kOrder == Order::kPackedColumns)
+          unpack_line(from, columns_, to_stride, row + target_vectors_[v], target_ahead_);
+        else unpack_columns(from, columns_, lanes_[v], to_stride, row, target_ahead_);
       }
   }
 
   void set_prefetch(int64_t source_rows, RowSum<A>* sum) const {
-    sum->prefetch = kOrder == Order::kInPlace && plan_.prefetch && source_rows > 0 &&
+    sum->out_ahead = sum_into_target_ ? target_ahead_ : 0;
+    sum->prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && source_rows > 0 &&
                     plan_.axes[1].source_stride() <= plan_.axes[1].source;  // else there is no next row, and no address
     if (!sum->prefetch) return;
     const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
@@ -315,16 +302,16 @@ class Correlate {
   A* const start_;  // the bias
   A* const tile_;
   SourceRows<T, kOrder> rows_;
-  bool prefetch_blocks_;
+  const bool prefetch_blocks_;
 
   // Of the current item
   Box box_;
-  int64_t vectors_, first_vector_, last_shift_;
+  int64_t vectors_, first_vector_;
+  int64_t source_ahead_, target_ahead_;  // where the next block of channels lies, if it is prefetched, else 0
+  int64_t target_vectors_[kMaxVectors], tile_vectors_[kMaxVectors];  // where each vector lies in the target, in a tile
   Lanes<A> lanes_[kMaxVectors];
   T* target_image_;
   bool can_sum_into_target_, sum_into_target_;
-  NextBlock<const T> next_source_;
-  NextBlock<T> next_target_;
   // Of the current tile and block of taps
   Segment segments_[kMaxSegments];
   int64_t segment_count_;

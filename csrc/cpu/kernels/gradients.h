@@ -23,7 +23,7 @@ template <class T, Order kOrder>
 class GradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kPixel = kOrder == Order::kColumns ? 1 : L;
+  static constexpr int64_t kPixel = lanes_are_columns(kOrder) ? 1 : L;
 
  public:
   GradWeight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums, A* scratch)
@@ -35,13 +35,9 @@ class GradWeight {
         totals_(sums_ + plan.sums_size() / 3),
         packed_(sums_ + plan.sums_size()),
         zero_row_(plan.zero_rows ? packed_ + plan.rows_size() : nullptr),
-        rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()) {
+        rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()),
+        prefetch_blocks_(kOrder != Order::kChannelsInPlace && prefetches_next_block(plan, input, grad_output)) {
     if (zero_row_) fill_zero(zero_row_, plan.zero_row_size());
-    const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
-    prefetch_blocks_ = kOrder != Order::kInPlace && plan.prefetch && plan.multiplier == 1 &&
-                       plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
-                       is_contiguous(input, d.source, h.source, w.source) &&
-                       is_contiguous(grad_output, d.target, h.target, w.target);
   }
 
   void item(int64_t index) {
@@ -51,17 +47,18 @@ class GradWeight {
     box_ = plan_.slice_box(slice);
     vectors_ = plan_.channels.vectors(block);
     first_vector_ = block * plan_.channels.width;
-    last_shift_ = plan_.channels.shift(block);
     // Rows of grad_output are read where they lie if vectors are whole there, and not too often: distant columns get
     // into each other's way in the cache.
     factor_in_place_ = std::is_same_v<T, A>;
-    if constexpr (kOrder == Order::kColumns)
-      factor_in_place_ &= grad_output_.spatial[2] == 1 && plan_.output_map.over == 1;
-    if constexpr (kOrder == Order::kChannels)
-      for (int64_t v = 0; v < vectors_; ++v) {
+    if constexpr (kPixel == 1) factor_in_place_ &= grad_output_.spatial[2] == 1;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int64_t first = plan_.output_map(plan_.channels.first(first_vector_ + v));
+      line_[v] = first * grad_output_.c;
+      if constexpr (kOrder == Order::kPackedChannels) {
         lanes_[v] = Lanes<A>((first_vector_ + v) * L, plan_.channels.channels, plan_.output_map, grad_output_.c);
         factor_in_place_ &= lanes_[v].adjacent && lanes_[v].count == L && plan_.tiling.taps[1] < 9;
       }
+    }
     for (int64_t d = 0; d < axes[0].kernel; d += tiling.taps[0])
       for (int64_t h = 0; h < axes[1].kernel; h += tiling.taps[1])
         for (int64_t w = 0; w < axes[2].kernel; w += tiling.taps[2]) {
@@ -76,15 +73,18 @@ class GradWeight {
  private:
   // Columns of the current tile that share their taps.
   struct Segment {
-    int64_t first, count;  // columns, counted from the tile's first
+    int64_t first, count;  // columns, counted from the tile's first; where these are lanes, whole vectors of them,
     int64_t source;        // where the first tap of the first column lies in a source row, in elements
     Range taps;            // of the block
+    int64_t head = 0, tail = 0;  // and so many that are masked before and after
   };
   // Rows of the kernel whose sums are taken at once, and their runs.
   struct Rows {
     int64_t kernel_row, count, first_run, run_count;
   };
-  static constexpr int64_t kMaxSegments = kOrder == Order::kInPlace ? 2 * kMaxColumnTaps + 1 : 1;
+  static constexpr int64_t kMaxSegments = kOrder == Order::kChannelsInPlace ? 2 * kMaxColumnTaps + 1 : 1;
+  // Masks of a vector of columns: of grad_output, and of each tap's source if that is in place.
+  static constexpr int64_t kMaxEdges = 2 * (kMaxReach / L + 2), kMaskTaps = is_packed(kOrder) ? 0 : kMaxColumnTaps;
   static constexpr int64_t kMaxRuns = kMaxRows * (kMaxTileRows + kRowsAtOnce);
 
   // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
@@ -106,8 +106,16 @@ class GradWeight {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.tiling.columns);
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
-      if (prefetch_blocks_) prefetch_next_block(n);
-      rows_.set_channels(input_, n, plan_.channels, block, plan_.input_map);
+      if (prefetch_blocks_) {  // the same channels of the next image, or the next item's
+        const bool last = n + 1 == box_.n.end;
+        const int64_t begin = first_vector_ * plan_.channels.lanes, end = begin + vectors_ * plan_.channels.lanes;
+        const auto ahead = [&](ChannelMap map, int64_t channel, int64_t image) {
+          return last ? (map(end) - map(begin)) * channel - (size(box_.n) - 1) * image : image;
+        };
+        factor_ahead_ = ahead(plan_.output_map, grad_output_.c, grad_output_.n);
+        source_ahead_ = ahead(plan_.input_map, input_.c, input_.n);
+      }
+      rows_.set_channels(input_, n, plan_.channels, block, plan_.input_map, source_ahead_);
       for (int64_t i = 0; i < tiles; ++i) {
         const Range columns = part(count, tiles, i);
         if (!set_columns({box_.w.begin + columns.begin, box_.w.begin + columns.end})) continue;
@@ -122,24 +130,12 @@ class GradWeight {
     add_to_totals();
   }
 
-  // The same channels of the next image, or the next item's.
-  void prefetch_next_block(int64_t n) {
-    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
-    const bool last = n + 1 == box_.n.end;
-    const int64_t channels = vectors_ * plan_.channels.lanes;
-    const int64_t first = plan_.channels.first(first_vector_) + (last ? channels : 0),
-                  next = last ? box_.n.begin : n + 1;
-    const int64_t steps = d.target * ceil_div(h.target, plan_.tile_rows);
-    next_input_.start(input_.at(next, first), channels * d.source * h.source * w.source, steps);
-    next_factor_.start(grad_output_.at(next, first), channels * d.target * h.target * w.target, steps);
-  }
-
   bool set_columns(Range columns) {
     const Axis& w = plan_.axes[2];
     const Phase p = w.phase(0);
     columns_ = columns;
     segment_count_ = 0;
-    if constexpr (kOrder == Order::kInPlace) {
+    if constexpr (kOrder == Order::kChannelsInPlace) {
       rows_.set_columns(columns);
       for (int64_t j = columns.begin, next; j < columns.end; j = next) {
         const int64_t source = p.source(j, 0);
@@ -148,14 +144,40 @@ class GradWeight {
         if (size(taps) > 0)
           segments_[segment_count_++] = {j - columns.begin, next - j, p.source(j, taps.begin) * rows_.pixel(), taps};
       }
+    } else if constexpr (kOrder == Order::kColumnsInPlace) {
+      rows_.set_columns(columns);
+      add_vectors(p);
     } else {
       const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
       const Range taps = p.clip(first, last, w.source, taps_[2]);
       if (size(taps) == 0) return false;
       rows_.set_columns({first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1});
-      segments_[segment_count_++] = {0, size(columns), 0, taps};
+      const int64_t vector = kPixel == 1 ? L : 1, rest = size(columns) % vector;
+      segments_[segment_count_++] = {0, size(columns) / vector, 0, taps, 0, rest > 0};
+      for (int64_t i = 0; i < L; ++i) masks_[0][i] = i < rest ? -1 : 0;
     }
     return segment_count_ > 0;
+  }
+
+  // Vectors of columns in place: those at the edges, and the last one if it is a part, are masked.
+  void add_vectors(const Phase& p) {
+    const int64_t width = plan_.axes[2].source, first_source = p.source(columns_.begin, taps_[2].begin);
+    Segment& s = segments_[segment_count_++] = {0, 0, first_source, taps_[2]};
+    for (int64_t j = columns_.begin; j < columns_.end; j += L) {
+      const int64_t count = std::min(L, columns_.end - j), source = p.source(j, taps_[2].begin);
+      if (count == L && source >= 0 && source + (size(taps_[2]) - 1) * p.step + L <= width) {
+        ++s.count;
+        continue;
+      }
+      Mask<A>* mask = masks_[s.head + s.tail];
+      ++(s.count > 0 ? s.tail : s.head);
+      for (int64_t i = 0; i < L; ++i) *mask++ = i < count ? -1 : 0;
+      for (int64_t t = 0; t < size(taps_[2]); ++t)
+        for (int64_t i = 0; i < L; ++i) {
+          const int64_t at = source + t * p.step + i;
+          *mask++ = i < count && 0 <= at && at < width ? -1 : 0;
+        }
+    }
   }
 
   // Lists the runs of the rows of grad_output h, h + classes, ...: first which source row each kernel row meets.
@@ -211,64 +233,68 @@ class GradWeight {
     for (int64_t r = 0; r < count; ++r) list(r, 1, [&](int64_t i) { return meets(i, r) && !all(i); });
   }
 
-  // From one vector of channels to the next, in a row of grad_output as the kernels read it.
-  int64_t factor_vector() const {
-    if (!factor_in_place_) return plan_.row_columns() * kPixel;
-    return kOrder == Order::kColumns ? grad_output_.c : L;
-  }
+  // Where a vector of channels lies in a row of grad_output as the kernels read it.
+  int64_t factor_vector(int64_t v) const { return factor_in_place_ ? line_[v] : v * plan_.row_columns() * kPixel; }
 
   // A row of grad_output as the kernels read it.
   const A* factor_row(int64_t n, int64_t d, int64_t h, int64_t slot) {
     const T* from = grad_output_.data + n * grad_output_.n + d * grad_output_.spatial[0] + h * grad_output_.spatial[1] +
                     columns_.begin * grad_output_.spatial[2];
     if constexpr (std::is_same_v<T, A>)
-      if (factor_in_place_) return from + plan_.channels.first(first_vector_) * grad_output_.c;
+      if (factor_in_place_) {
+        if (is_packed(kOrder) && factor_ahead_ != 0)
+          for (int64_t v = 0; v < vectors_; ++v) prefetch_line<false>(from + line_[v] + factor_ahead_, size(columns_));
+        return from;
+      }
     const int64_t stride = grad_output_.spatial[2];
-    A* const row = packed_ + slot * vectors_ * factor_vector();
+    A* const row = packed_ + slot * vectors_ * plan_.row_columns() * kPixel;
     for (int64_t v = 0; v < vectors_; ++v) {
-      A* to = row + v * factor_vector();
-      if constexpr (kOrder == Order::kColumns)
-        pack_line(from + plan_.output_map(first_vector_ + v) * grad_output_.c, stride, size(columns_), to);
-      else pack_columns(from, stride, lanes_[v], size(columns_), to);
+      A* to = row + factor_vector(v);
+      if constexpr (kPixel == 1) pack_line(from + line_[v], stride, size(columns_), to, factor_ahead_);
+      else pack_columns(from, stride, lanes_[v], size(columns_), to, factor_ahead_);
     }
     return row;
   }
 
   void rows(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
-    if (prefetch_blocks_) {
-      next_input_.template step<false>();
-      next_factor_.template step<false>();
-    }
     list_runs(n, d, h, depths);
     if (kernel_rows_count_ == 0) return;
     summed_ += rows_count_ * size(columns_);
     if (summed_ > kShortSum) add_to_totals();
     const Axis& w = plan_.axes[2];
     TapSum<A> sum{};
-    sum.factor_stride = factor_in_place_ && kOrder != Order::kColumns ? grad_output_.spatial[2] : L;
+    sum.factor_stride = factor_in_place_ && kPixel != 1 ? grad_output_.spatial[2] : L;
     sum.row_sums = plan_.tiling.taps[2] * L;
     const int64_t ahead = plan_.tile_rows * plan_.axes[1].classes;
     for (int64_t i = 0; i < segment_count_; ++i) {
       const Segment& s = segments_[i];
-      sum.source_stride = kOrder == Order::kColumns ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
+      sum.source_stride = kPixel == 1 ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
       sum.step = size(s.taps) > 1 ? w.dilation * rows_.pixel() : 0;
-      sum.columns = kOrder == Order::kColumns ? s.count / L : s.count;
-      sum.rest = kOrder == Order::kColumns ? s.count % L : 0;
+      sum.columns = s.count;
+      sum.head = s.head;
+      sum.tail = s.tail;
+      sum.factor_masks = masks_[0];
+      sum.mask_vector = (1 + kMaskTaps) * L;
+      sum.mask_step = is_packed(kOrder) ? 0 : L;
       for (int64_t v = 0; v < vectors_; ++v) {
-        const int64_t shift = v + 1 == vectors_ ? last_shift_ : 0;
-        sum.factor_offset = v * factor_vector() - shift;
-        if (kOrder == Order::kInPlace) sum.factor_offset += s.first * grad_output_.spatial[2];
+        sum.factor_offset = factor_vector(v);
+        if (!is_packed(kOrder)) sum.factor_offset += s.first * grad_output_.spatial[2];
         for (int64_t k = 0; k < kernel_rows_count_; ++k) {
           const Rows& rows = kernel_rows_[k];
           sum.runs = runs_ + rows.first_run;
           sum.run_count = rows.run_count;
-          const bool prefetch = kOrder == Order::kInPlace && plan_.prefetch && v % 2 == 0 && k == 0;
+          const bool prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && v % 2 == 0 && k == 0;
           sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
           sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
+          if (kOrder == Order::kColumnsInPlace && k == 0) {
+            sum.factor_ahead = factor_ahead_;
+            sum.source_ahead = source_ahead_;
+          }
           const int64_t chunks = ceil_div(size(s.taps), kMaxTaps[rows.count]);
           for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const Range t = part(size(s.taps), chunks, chunk);
-            sum.source_offset = s.source + v * rows_.vector_stride() - shift + t.begin * sum.step;
+            sum.source_offset = s.source + rows_.vectors()[v] + t.begin * sum.step;
+            sum.source_masks = masks_[0] + (is_packed(kOrder) ? 0 : (1 + t.begin) * L);
             sum.sums = sums_ + block_tap(v, rows.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
             sum_taps(sum, rows.count, plan_.shared, size(t));
           }
@@ -286,7 +312,7 @@ class GradWeight {
             const int64_t tap = (d * plan_.axes[1].kernel + h) * plan_.axes[2].kernel + w;
             const A* total = totals_ + 2 * block_tap(v, kernel_row(d, h), w - taps_[2].begin) * L;
             A* to = partial + ((first_vector_ + v) * plan_.taps() + tap) * kPixel;
-            if constexpr (kOrder == Order::kColumns) *to = sum_lanes(total);
+            if constexpr (kPixel == 1) *to = sum_lanes(total);
             else Vec<A>::load(total).store(to);
           }
   }
@@ -300,17 +326,19 @@ class GradWeight {
   A* const zero_row_;  // or null
   SourceRows<T, kOrder> rows_;
 
-  bool prefetch_blocks_;
-  NextBlock<const T> next_input_, next_factor_;
+  const bool prefetch_blocks_;
+  int64_t factor_ahead_ = 0, source_ahead_ = 0;  // what comes after the current channels of an image, or 0
 
   Box box_;
-  int64_t vectors_, first_vector_, last_shift_;
+  int64_t vectors_, first_vector_;
+  int64_t line_[kMaxVectors];  // where each vector lies in grad_output
   Lanes<A> lanes_[kMaxVectors];
   bool factor_in_place_;
   Triple<Range> taps_;
   Range columns_;
   Segment segments_[kMaxSegments];
   int64_t segment_count_;
+  Mask<A> masks_[kMaxEdges][(1 + kMaskTaps) * L];
   int64_t summed_;  // positions since the sums were last added to the totals
   // Of the current rows of grad_output
   int64_t rows_count_;
@@ -326,7 +354,7 @@ template <class T>
 void grad_bias(const GradBiasPlan& p, View<const T> grad_output, Acc<T>* partial_sums, int64_t item, Acc<T>* row) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
-  const bool lines = p.order == Order::kColumns;
+  const bool lines = p.order == Order::kPackedColumns;
   const int64_t block = item % p.channels.blocks(), slice = item / p.channels.blocks();
   const Box box = p.slice_box(slice);
   for (int64_t v = 0; v < p.channels.vectors(block); ++v) {

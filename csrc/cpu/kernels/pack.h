@@ -43,9 +43,11 @@ struct Lanes {
   }
 };
 
-// packed[column][lane] for `columns` columns that all exist.
+// packed[column][lane] for `columns` columns that all exist. What lies `ahead` elements further is prefetched, unless
+// that is 0.
 template <class T>
-void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int64_t columns, Acc<T>* packed) {
+void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int64_t columns, Acc<T>* packed,
+                  int64_t ahead = 0) {
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
@@ -62,6 +64,8 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       if (n == L && lanes.count == L) {
         TORCH_EXT_UNROLL
         for (int64_t i = 0; i < L; ++i) square[i] = load_wide(row + lanes.offset[i] + j);
+        if (ahead != 0)
+          for (int64_t i = 0; i < L; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
         transpose(square);
         TORCH_EXT_UNROLL
         for (int64_t i = 0; i < L; ++i) square[i].store(packed + (j + i) * L);
@@ -69,6 +73,8 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       }
       for (int64_t i = 0; i < L; ++i)
         square[i] = i < lanes.count ? load_partial(row + lanes.offset[i] + j, n) : V::zero();
+      if (ahead != 0)
+        for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
       transpose(square);
       for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * L);
     }
@@ -86,7 +92,8 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
 
 // The way back: rounds and stores.
 template <class T>
-void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& lanes, int64_t stride, T* row) {
+void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& lanes, int64_t stride, T* row,
+                    int64_t ahead = 0) {
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
@@ -100,6 +107,8 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
       if (columns >= L && j > columns - L) j = columns - L;
       const int64_t n = columns - j < L ? columns - j : L;
       V square[L];
+      if (ahead != 0)
+        for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead, 1);
       if (n == L && lanes.count == L) {
         TORCH_EXT_UNROLL
         for (int64_t i = 0; i < L; ++i) square[i] = V::load(packed + (j + i) * L);
@@ -118,10 +127,16 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
   }
 }
 
+template <bool kWrite, class T>
+void prefetch_line(const T* line, int64_t elements) {
+  for (int64_t i = 0; i < elements; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(line + i, kWrite);
+}
+
 // The same for one channel, columns as lanes. Up to a vector beyond the last packed column is written, too.
 template <class T>
-void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed) {
+void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed, int64_t ahead = 0) {
   constexpr int64_t L = kLanes<Acc<T>>;
+  if (ahead != 0) prefetch_line<false>(row + ahead, columns);
   int64_t j = 0;
   if (stride != 1) {
     for (; j < columns; ++j) packed[j] = widen(row[j * stride]);
@@ -134,9 +149,10 @@ void pack_line(const T* row, int64_t stride, int64_t columns, Acc<T>* packed) {
 }
 
 template <class T>
-void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row) {
+void unpack_line(const Acc<T>* packed, int64_t columns, int64_t stride, T* row, int64_t ahead = 0) {
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
+  if (ahead != 0) prefetch_line<true>(row + ahead, columns);
   int64_t j = 0;
   if (stride != 1) {
     for (; j < columns; ++j) narrow(packed[j], row + j * stride);
@@ -154,29 +170,6 @@ void fill_zero(A* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<A>) opaque(Vec<A>::zero()).store(to + i);
 }
 
-// Brings what the next block of channels needs into the cache, a piece at each step of the current block. The hardware
-// does not see it coming where a block's rows lie in many planes.
-template <class T>
-class NextBlock {
- public:
-  // The next block is [begin, begin + elements). It need not exist.
-  void start(const T* begin, int64_t elements, int64_t steps) {
-    at_ = reinterpret_cast<uintptr_t>(begin);
-    end_ = at_ + static_cast<uintptr_t>(elements) * sizeof(T);
-    step_ = ceil_div(elements * static_cast<int64_t>(sizeof(T)), steps);
-  }
-
-  template <bool kWrite>
-  void step() {
-    for (const uintptr_t stop = std::min(at_ + step_, end_); at_ < stop; at_ += 64)
-      __builtin_prefetch(reinterpret_cast<const void*>(at_), kWrite);
-  }
-
- private:
-  uintptr_t at_ = 0, end_ = 0;
-  int64_t step_ = 0;
-};
-
 // Whether each channel's image is one run of elements, and the next one's lies behind it.
 template <class T>
 bool is_contiguous(const View<T>& view, int64_t depth, int64_t height, int64_t width) {
@@ -184,7 +177,16 @@ bool is_contiguous(const View<T>& view, int64_t depth, int64_t height, int64_t w
          (height == 1 || view.spatial[1] == width) && (depth == 1 || view.spatial[0] == height * width);
 }
 
-// Source rows as the kernels read them: where they lie (kInPlace), or from a direct-mapped cache of packed rows. Source
+// Whether a plan's next block of channels lies behind the current one in both tensors, and should be prefetched: the
+// hardware does not see it coming where a block's rows lie in many planes.
+template <class Plan, class A, class B>
+bool prefetches_next_block(const Plan& plan, const View<A>& source, const View<B>& target) {
+  const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
+  return plan.prefetch && plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
+         is_contiguous(source, d.source, h.source, w.source) && is_contiguous(target, d.target, h.target, w.target);
+}
+
+// Source rows as the kernels read them: where they lie (kChannelsInPlace), or from a direct-mapped cache of packed rows. Source
 // rows that the taps of one target row need have different slots, and rows are visited in an order in which each is
 // packed once per tile and block of taps.
 template <class T, Order kOrder>
@@ -192,21 +194,25 @@ class SourceRows {
  public:
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr int64_t kPixel = kOrder == Order::kColumns ? 1 : L;
+  static constexpr int64_t kPixel = lanes_are_columns(kOrder) ? 1 : L;
 
   SourceRows(const Triple<Axis>& axes, const Tiling& tiling, A* scratch)
       : axes_(axes), tiling_(tiling), ring_(scratch) {}
 
-  void set_channels(View<const T> source, int64_t n, const Channels& channels, int64_t block, ChannelMap map) {
+  // ahead: see pack_columns.
+  void set_channels(View<const T> source, int64_t n, const Channels& channels, int64_t block, ChannelMap map,
+                    int64_t ahead) {
+    ahead_ = ahead;
     source_ = source;
     source_.data = source.data + n * source.n;
     vectors_ = channels.vectors(block);
     const int64_t first = block * channels.width;
-    if constexpr (kOrder == Order::kInPlace) source_.data += channels.first(first);
-    else if constexpr (kOrder == Order::kColumns)
-      for (int64_t v = 0; v < vectors_; ++v) line_[v] = map(first + v) * source.c;
-    else
-      for (int64_t v = 0; v < vectors_; ++v) lanes_[v] = Lanes<A>((first + v) * L, channels.channels, map, source.c);
+    for (int64_t v = 0; v < vectors_; ++v) {
+      if constexpr (kOrder == Order::kPackedChannels)
+        lanes_[v] = Lanes<A>((first + v) * L, channels.channels, map, source.c);
+      else line_[v] = (kOrder == Order::kChannelsInPlace ? channels.first(first + v) : map(first + v)) * source.c;
+      vector_[v] = is_packed(kOrder) ? v * tiling_.slots[2] * kPixel : line_[v];
+    }
   }
 
   // Forgets all rows; those packed from now on hold these columns.
@@ -214,25 +220,26 @@ class SourceRows {
     columns_ = columns;
     existing_.begin = std::clamp<int64_t>(0, columns.begin, columns.end);
     existing_.end = std::clamp(axes_[2].source, existing_.begin, columns.end);
-    if constexpr (kOrder != Order::kInPlace)
+    if constexpr (is_packed(kOrder))
       for (int64_t i = 0; i < tiling_.rows(); ++i) tags_[i] = -1;
   }
 
-  // Elements from column to column, and from one vector of channels to the next.
-  int64_t pixel() const { return kOrder == Order::kInPlace ? source_.spatial[2] : kPixel; }
-  int64_t vector_stride() const { return kOrder == Order::kInPlace ? L : tiling_.slots[2] * kPixel; }
+  // Elements from column to column.
+  int64_t pixel() const { return is_packed(kOrder) ? kPixel : source_.spatial[2]; }
+  // Where each vector of channels lies in a row.
+  const int64_t* vectors() const { return vector_; }
   // The column at which a row starts.
-  int64_t first_column() const { return kOrder == Order::kInPlace ? 0 : columns_.begin; }
+  int64_t first_column() const { return is_packed(kOrder) ? columns_.begin : 0; }
 
   // Row of a term, which has slot `term_slot`, at the source positions of two walks.
   const A* row(int64_t term_slot, int64_t term, const TapWalk& d, const TapWalk& h) {
     const T* from = source_.data + term * source_.c + d.source * source_.spatial[0] + h.source * source_.spatial[1];
-    if constexpr (kOrder == Order::kInPlace) {
+    if constexpr (!is_packed(kOrder)) {
       return from;
     } else {
       const int64_t slot = (term_slot * tiling_.slots[0] + d.slot) * tiling_.slots[1] + h.slot;
       const int64_t tag = d.source * axes_[1].source + h.source;
-      A* packed = ring_ + slot * vectors_ * vector_stride();
+      A* packed = ring_ + slot * vectors_ * tiling_.slots[2] * kPixel;
       if (tags_[slot] != tag) {
         tags_[slot] = tag;
         pack(from, packed);
@@ -246,11 +253,11 @@ class SourceRows {
   void pack(const T* from, A* packed) const {
     const int64_t stride = source_.spatial[2], first = existing_.begin - columns_.begin, count = size(existing_);
     from += existing_.begin * stride;
-    for (int64_t v = 0; v < vectors_; ++v, packed += vector_stride()) {
+    for (int64_t v = 0; v < vectors_; ++v, packed += tiling_.slots[2] * kPixel) {
       fill_zero(packed, first * kPixel);
       if (count > 0) {
-        if constexpr (kOrder == Order::kColumns) pack_line(from + line_[v], stride, count, packed + first);
-        else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel);
+        if constexpr (kOrder == Order::kPackedColumns) pack_line(from + line_[v], stride, count, packed + first, ahead_);
+        else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel, ahead_);
       }
       fill_zero(packed + (first + count) * kPixel, (columns_.end - existing_.end) * kPixel);
     }
@@ -260,9 +267,9 @@ class SourceRows {
   const Tiling& tiling_;
   A* ring_;
   View<const T> source_{};
-  int64_t vectors_ = 0;
+  int64_t vectors_ = 0, ahead_ = 0;
   Range columns_{}, existing_{};  // what packed rows hold, and what of it the image has
-  int64_t line_[kMaxVectors];
+  int64_t vector_[kMaxVectors], line_[kMaxVectors];  // where they lie in a row, and in the tensor
   Lanes<A> lanes_[kMaxVectors];
   int64_t tags_[kMaxRows];
 };

@@ -41,15 +41,15 @@ struct CorrelatePlan {
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   // Columns of a tile in memory; the last vector of columns may be a part.
   int64_t tile_columns() const {
-    return order == Order::kColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns * group;
+    return lanes_are_columns(order) ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns * group;
   }
   int64_t items() const { return parts.count() * channels.blocks(); }
   // In elements. In scratch lie the ring, the tile and the bias.
   int64_t ring_size() const {
-    return order == Order::kInPlace ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
+    return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
   }
   int64_t tile_size() const {
-    return order == Order::kInPlace ? 0 : tile_rows * tile_columns() * channels.max_vectors() * channels.lanes;
+    return !is_packed(order) ? 0 : tile_rows * tile_columns() * channels.max_vectors() * channels.lanes;
   }
   int64_t bias_size() const { return channels.max_vectors() * lanes; }
   int64_t scratch_size() const { return bias_size() + tile_size() + ring_size(); }
@@ -70,8 +70,28 @@ inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, La
   return w.target >= 3 * lanes && source.column == 1 && target.column == 1;
 }
 
+// Whether columns can be lanes where they lie: all vectors but a few at the edges have all taps.
+inline bool columns_lie_side_by_side(const Axis& w, int64_t lanes, Layout source, Layout target) {
+  if (source.column != 1 || target.column != 1 || w.target < lanes) return false;
+  if (w.phases != 1 || w.source_stride() != 1 || w.kernel > kMaxColumnTaps) return false;
+  const int64_t reach = (w.kernel - 1) * w.unit;
+  // From the first column's first tap to the image, and from there to the last column's last one.
+  const int64_t before = w.transposed ? reach - w.pad : w.pad, after = w.target - 1 + reach - before - (w.source - 1);
+  return before <= kMaxReach && after <= kMaxReach;
+}
+
+// Strips of rows, for kernels of 3, 5 or 7 of them. They overlap, so sums are taken in one go (see kTapsPerSum).
+inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms, int64_t lanes, Layout source,
+                                        Layout target) {
+  const Axis& h = axes[1];
+  if (h.kernel != 3 && h.kernel != 5 && h.kernel != 7) return false;
+  if (h.phases != 1 || h.source_stride() != 1 || h.target < kStripRows * h.classes) return false;
+  return terms * axes[0].kernel * h.kernel * axes[2].kernel <= kTapsPerSum &&
+         columns_lie_side_by_side(axes[2], lanes, source, target);
+}
+
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
-inline bool reads_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
+inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
@@ -90,13 +110,17 @@ inline int64_t packed_vectors(int64_t columns, Layout a, Layout b) {
   return a.channel == 1 && b.channel == 1 ? 8 : std::clamp<int64_t>(64 / columns, 2, 8);
 }
 
+// Few channels at a time are read and written nearly in the order of memory; many cost less for each row.
+inline int64_t channels_at_once(const Triple<Axis>& axes, int64_t least) {
+  return std::clamp<int64_t>(kBlockPositions / (axes[1].target * axes[2].target), least, 16);
+}
+
+// Whether input and output may not be in a cache.
 template <class T>
-bool prefetches(const ConvGeometry<int64_t>& g, Order order) {
+bool is_large(const ConvGeometry<int64_t>& g, int64_t bytes) {
   const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
   const int64_t out = g.batch * g.out_channels * g.out[0] * g.out[1] * g.out[2];
-  if (order != Order::kInPlace && kernel_taps(g) > 25) return false;  // the multiply-adds take longer
-  return in + out >
-         (order == Order::kInPlace ? kPrefetchBytes : kPrefetchPlanesBytes) / static_cast<int64_t>(sizeof(T));
+  return in + out > bytes / static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace detail
@@ -116,27 +140,39 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.lanes = kLanes<A>;
   const Axis& w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
-  const bool in_place = !convert && m == 1 && detail::reads_in_place(p.axes, channels, p.lanes, source, target);
-  p.order = in_place                                                          ? Order::kInPlace
-            : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kColumns
-                                                                              : Order::kChannels;
+  const bool channels_in_place =
+      !convert && m == 1 && detail::reads_channels_in_place(p.axes, channels, p.lanes, source, target);
+  const bool columns_in_place =
+      !convert && detail::correlates_columns_in_place(p.axes, p.terms, p.lanes, source, target);
+  p.order = channels_in_place                                                 ? Order::kChannelsInPlace
+            : columns_in_place                                                ? Order::kColumnsInPlace
+            : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kPackedColumns
+                                                                              : Order::kPackedChannels;
 
-  p.prefetch = detail::prefetches<T>(g, p.order);
+  p.prefetch = detail::is_large<T>(g, p.order == Order::kChannelsInPlace  ? kPrefetchBytes
+                                      : p.order == Order::kColumnsInPlace ? kPrefetchPlanesBytes
+                                                                          : kPrefetchPackedBytes);
   const int64_t wanted = wanted_parts(g, kPartWork);
   int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
-  p.group = phases <= kMaxGroup && (in_place || w.unit == 1) ? phases : 1;
+  p.group = phases <= kMaxGroup && (channels_in_place || w.unit == 1) ? phases : 1;
+  const Triple<int64_t> all_taps{{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}};
   switch (p.order) {
-    case Order::kInPlace:
+    case Order::kChannelsInPlace:
       p.channels = cut_channels(channels, p.lanes, true, 8, std::min(kWeightBytes / (32 * p.taps()), kMaxVectors - 1),
                                 ceil_div(needed, p.axes[0].target * p.axes[1].target));
-      p.tiling = {w.count(0), 1, {{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}}, {{1, 1, 0}}, true};
+      p.tiling = {w.count(0), 1, all_taps, {{1, 1, 0}}, true};
       break;
-    case Order::kChannels:
+    case Order::kColumnsInPlace:
+      // Few channels at a time are read and written nearly in the order of memory; many cost less for each row.
+      p.channels = cut_channels(channels, 1, false, 1, detail::channels_at_once(p.axes, 1), needed);
+      p.tiling = {w.count(0), p.terms, all_taps, {{1, 1, 0}}, true};
+      break;
+    case Order::kPackedChannels:
       p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, source, target), needed);
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
-    case Order::kColumns:
+    case Order::kPackedColumns:
       p.channels =
           cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
       p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
@@ -148,14 +184,15 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   needed = ceil_div(needed, p.channels.blocks());
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
-  p.parts.h = cut(&needed, p.axes[1].target, in_place ? 1 : 4);
+  p.parts.h = cut(&needed, p.axes[1].target, channels_in_place ? 1 : columns_in_place ? kStripRows * p.axes[1].classes : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
   // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
   Tiling two = p.tiling;
   add_rows(&two, p.axes[1], 2);
   const int64_t ring_bytes = two.ring() * p.channels.width * static_cast<int64_t>(sizeof(A));
-  const bool pairs = p.order == Order::kColumns && p.axes[1].target > 1 && two.rows() <= kMaxRows &&
-                     two.slots[1] < 2 * p.tiling.slots[1] && ring_bytes <= 2 * kRingBytes;
+  const bool shared = two.slots[1] < 2 * p.tiling.slots[1];
+  const bool pairs = p.order == Order::kPackedColumns && p.axes[1].target > 1 && shared && two.rows() <= kMaxRows &&
+                     ring_bytes <= 2 * kRingBytes;
   if (pairs) p.tiling = two;
   p.target_rows = p.tile_rows = pairs ? 2 : 1;
   if (!p.tiling.single) {
@@ -195,16 +232,16 @@ struct GradWeightPlan {
   int64_t items() const { return parts.count() * channels.blocks(); }
   // Columns of a packed row of grad_output; the last vector of columns may be a part.
   int64_t row_columns() const {
-    return order == Order::kColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns;
+    return order == Order::kPackedColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns;
   }
   // In elements. In scratch lie for each tap of a block a short sum, a total and its error; packed rows of grad_output;
   // and the ring.
   int64_t sums_size() const { return 3 * block_taps() * channels.max_vectors() * lanes; }
   int64_t rows_size() const {
-    return order == Order::kInPlace ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
+    return !is_packed(order) ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
   }
   int64_t ring_size() const {
-    return order == Order::kInPlace ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
+    return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
   }
   int64_t zero_row_size() const { return zero_rows ? tiling.slots[2] * channels.max_vectors() * channels.lanes : 0; }
   int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size(); }
@@ -245,26 +282,35 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   const Axis &h = p.axes[1], &w = p.axes[2];
-  const bool in_place = std::same_as<T, A> && m == 1 && w.target > kMaxTileRows &&
-                        detail::reads_in_place(p.axes, channels, p.lanes, input, grad_output);
-  p.order = in_place                                                              ? Order::kInPlace
-            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kColumns
-                                                                                  : Order::kChannels;
+  const bool convert = !std::same_as<T, A>;
+  const bool channels_in_place = !convert && m == 1 && w.target > kMaxTileRows &&
+                                 detail::reads_channels_in_place(p.axes, channels, p.lanes, input, grad_output);
+  // A masked vector costs as much as packing a few: rows should have more whole ones.
+  const bool columns_in_place = !convert && w.target >= 4 * p.lanes && w.kernel <= 5 &&
+                                detail::columns_lie_side_by_side(w, p.lanes, input, grad_output);
+  p.order = channels_in_place                                                     ? Order::kChannelsInPlace
+            : columns_in_place                                                    ? Order::kColumnsInPlace
+            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
+                                                                                  : Order::kPackedChannels;
 
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t wanted = wanted_parts(g, kGradPartWork);
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
   int64_t pixel_bytes = 1, max_columns = kMaxSumColumns;
   switch (p.order) {
-    case Order::kInPlace:
+    case Order::kChannelsInPlace:
       p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
       break;
-    case Order::kChannels:
+    case Order::kPackedChannels:
       p.channels =
           cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, input, grad_output), blocks);
       pixel_bytes = p.channels.width * 32;
       break;
-    case Order::kColumns:
+    case Order::kColumnsInPlace:
+      p.channels = cut_channels(channels, 1, false, 4, detail::channels_at_once(p.axes, 4), blocks);
+      max_columns = kMaxSumColumns * p.lanes;
+      break;
+    case Order::kPackedColumns:
       p.channels = cut_channels(channels, 1, false, 4, 8, blocks);
       pixel_bytes = p.channels.width * static_cast<int64_t>(sizeof(A));
       max_columns = kMaxSumColumns * p.lanes;
@@ -272,21 +318,21 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   }
   p.tiling =
       make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
-  if (p.order == Order::kColumns) round_columns(&p.tiling, p.lanes);
+  if (p.order == Order::kPackedColumns) round_columns(&p.tiling, p.lanes);
 
   // Rows whose taps interleave with no others' are summed together.
-  const int64_t vectors = ceil_div(p.tiling.columns, p.order == Order::kColumns ? p.lanes : 1);
+  const int64_t vectors = ceil_div(p.tiling.columns, lanes_are_columns(p.order) ? p.lanes : 1);
   p.tile_rows = std::clamp<int64_t>(kSumPositions / vectors, 1, std::min(kMaxTileRows, h.target));
   for (const Tiling one = p.tiling;; --p.tile_rows) {
     p.tiling = one;
     add_rows(&p.tiling, h, p.tile_rows);
     const bool fits = p.tiling.rows() <= kMaxRows && p.tiling.ring() * pixel_bytes <= 2 * kRingBytes;
-    if (p.tile_rows == 1 || fits || p.order == Order::kInPlace) break;
+    if (p.tile_rows == 1 || fits || !is_packed(p.order)) break;
   }
-  p.zero_rows = p.order != Order::kInPlace && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
+  p.zero_rows = is_packed(p.order) && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
   const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
   p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
-  p.prefetch = detail::prefetches<T>(g, p.order) && h.stride <= h.source;
+  p.prefetch = detail::is_large<T>(g, channels_in_place ? kPrefetchBytes : kPrefetchPlanesBytes) && h.stride <= h.source;
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }
@@ -310,9 +356,9 @@ struct GradBiasPlan {
 template <class T>
 GradBiasPlan plan_grad_bias(const ConvGeometry<int64_t>& g, Layout grad_output) {
   const int64_t lanes = kLanes<Acc<T>>;
-  const Order order = grad_output.column == 1 && g.out[2] >= lanes ? Order::kColumns : Order::kChannels;
+  const Order order = grad_output.column == 1 && g.out[2] >= lanes ? Order::kPackedColumns : Order::kPackedChannels;
   GradBiasPlan p{order, {}, g.batch, lanes, g.out, {}};
-  p.channels = cut_channels(g.out_channels, order == Order::kColumns ? 1 : lanes, false, 2, 2, kParts);
+  p.channels = cut_channels(g.out_channels, order == Order::kPackedColumns ? 1 : lanes, false, 2, 2, kParts);
   p.parts = cut_slices(ceil_div(kParts, p.channels.blocks()), g.batch, g.out);
   return p;
 }

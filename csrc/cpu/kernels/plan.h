@@ -23,10 +23,16 @@ inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));
 
 // What the lanes of a vector are, and where rows of the source are read.
 enum class Order {
-  kInPlace,   // channels, where they lie: adjacent in memory, in the type of the sums; no column is packed
-  kChannels,  // channels, in packed rows
-  kColumns,   // columns, in packed rows of one channel each
+  kChannelsInPlace,  // channels, where they lie: adjacent in memory, in the type of the sums
+  kColumnsInPlace,   // columns, likewise
+  kPackedChannels,   // channels, in packed rows
+  kPackedColumns,    // columns, in packed rows of one channel each
 };
+
+constexpr bool is_packed(Order order) { return order == Order::kPackedChannels || order == Order::kPackedColumns; }
+constexpr bool lanes_are_columns(Order order) {
+  return order == Order::kColumnsInPlace || order == Order::kPackedColumns;
+}
 
 // Strides of a tensor, as far as the choice of an order goes.
 struct Layout {
@@ -40,6 +46,8 @@ Layout layout(const View<T>& view) {
 
 inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
 inline constexpr int64_t kMaxColumnTaps = 16;  // in place
+inline constexpr int64_t kStripRows = 4;       // target rows that are summed at once where columns are in place, at least
+inline constexpr int64_t kMaxReach = 16;       // columns from the first of them to the last, where columns are lanes
 inline constexpr int64_t kTapsPerSum = 128;    // a sum starts from zero again after these, to stay exact
 inline constexpr int64_t kMaxRows = 128;       // source rows that are packed at a time
 inline constexpr int64_t kMaxGroup = 8;        // column phases that share packed rows
@@ -49,11 +57,14 @@ inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channel
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
-// Source and target that may not be in a cache, and prefetching pays: read in place, and packed from separate planes.
+// Input and output that may not be in a cache, and prefetching pays: channels in place, separate planes, and planes that
+// are packed on the way to a sum that is short.
 inline constexpr int64_t kPrefetchBytes = 8 << 20;
 inline constexpr int64_t kPrefetchPlanesBytes = 1 << 20;
+inline constexpr int64_t kPrefetchPackedBytes = 4 << 20;
 inline constexpr int64_t kPartWork = 1 << 17;      // multiply-adds that are worth an item: forward and grad input,
 inline constexpr int64_t kGradPartWork = 1 << 18;  // grad weight
+inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
 inline constexpr int64_t kParts = 64;              // threads that the items should be able to feed
 
 // Divisions take longer than all else in a walk, and most are by 1.

@@ -9,6 +9,7 @@
 //                                                     moves it is not taken for a memcpy or memset, which cost a call
 //   load_wide(p), store_rounded(p, v)                 from and to a storage type
 //   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
+//   load_masked(p, mask)                              only the numbers whose mask is set are touched, the others are zero
 //   permute(v, index)                                 lanes in another order, see Lanes in pack.h
 //   transpose(rows)                                   a square of kLanes vectors
 // Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
@@ -20,6 +21,14 @@
 #endif
 
 #include "convert.h"
+
+namespace torch_ext::cpu {
+
+// -1: set, 0: not.
+template <class A>
+using Mask = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+
+}  // namespace torch_ext::cpu
 
 #define TORCH_EXT_ISA_IS_avx2 1
 #define TORCH_EXT_ISA_IS_scalar 0

@@ -87,6 +87,13 @@ inline Vec<double> load_partial(const double* p, int64_t n) { return {_mm256_mas
 inline void store_partial(float* p, Vec<float> x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v); }
 inline void store_partial(double* p, Vec<double> x, int64_t n) { _mm256_maskstore_pd(p, first_lanes(0., n), x.v); }
 
+inline Vec<float> load_masked(const float* p, const int32_t* mask) {
+  return {_mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask)))};
+}
+inline Vec<double> load_masked(const double* p, const int64_t* mask) {
+  return {_mm256_maskload_pd(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask)))};
+}
+
 // The 16-bit types have no masked moves: two moves of 4, 2 or 1 numbers, which may overlap.
 template <class Bits>
 Bits load_bits(const void* p) {

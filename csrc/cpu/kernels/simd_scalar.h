@@ -51,6 +51,13 @@ Vec<Acc<T>> load_partial(const T* p, int64_t n) {
   return v;
 }
 
+template <class A>
+Vec<A> load_masked(const A* p, const Mask<A>* mask) {
+  Vec<A> v;
+  for (int i = 0; i < Vec<A>::kSize; ++i) v.lane[i] = mask[i] ? p[i] : 0;
+  return v;
+}
+
 template <class T>
 void store_partial(T* p, const Vec<Acc<T>>& v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) narrow(v.lane[i], p + i);

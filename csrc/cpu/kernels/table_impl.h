@@ -4,6 +4,7 @@
 // instruction set are included before, outside of the target region (see table_avx2.cpp).
 #include "correlate.h"
 #include "gradients.h"
+#include "strips.h"
 #include "weights.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
@@ -15,15 +16,19 @@ struct Depthwise {
   // Calls body.template operator()<order>() for the plan's order. Only types that are their own sums are read in place.
   template <class Body>
   static void with_order(Order order, const Body& body) {
-    if (order == Order::kChannels) body.template operator()<Order::kChannels>();
-    else if (order == Order::kColumns) body.template operator()<Order::kColumns>();
-    else if constexpr (std::same_as<T, A>) body.template operator()<Order::kInPlace>();
+    if (order == Order::kPackedChannels) body.template operator()<Order::kPackedChannels>();
+    else if (order == Order::kPackedColumns) body.template operator()<Order::kPackedColumns>();
+    else if constexpr (std::same_as<T, A>) {
+      if (order == Order::kChannelsInPlace) body.template operator()<Order::kChannelsInPlace>();
+      else body.template operator()<Order::kColumnsInPlace>();
+    }
   }
 
   static void correlate(const CorrelatePlan& plan, View<const T> source, const A* weight, const T* bias, View<T> target,
                         Range items, A* scratch) {
     with_order(plan.order, [&]<Order kOrder>() {
-      Correlate<T, kOrder> kernel(plan, source, weight, bias, target, scratch);
+      using Kernel = std::conditional_t<kOrder == Order::kColumnsInPlace, Strips<A>, Correlate<T, kOrder>>;
+      Kernel kernel(plan, source, weight, bias, target, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
     });
   }

@@ -27,8 +27,9 @@ struct RowSum {
   A* out;
   int64_t out_stride, out_row;
   int64_t vectors;
-  int64_t source_vector, weight_vector, out_vector;
-  int64_t last_shift;  // the last vector is read and written these many elements before its place
+  const int64_t* source_vectors;  // where each vector lies in a source row,
+  const int64_t* out_vectors;     // and in out
+  int64_t weight_vector;
   // What will be needed soon: rows of the source from there, pixels for each column, and the target's next row.
   bool prefetch;
   const A* ahead;
@@ -137,17 +138,36 @@ inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t sour
   }
 }
 
-// All vectors of some columns, then the next columns: what a pixel's neighbours in memory need comes soon.
+// Channels as lanes: all vectors of some columns, then the next columns, for what a pixel's neighbours in memory need
+// comes soon. Columns as lanes: all columns of a channel.
 template <class A, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
 __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column, int64_t columns) {
   const RowSum<A> r = row_sum;  // else the compiler must assume that every vector it stores changes the numbers here
   const int64_t stride = kStride > 0 ? kStride * kLanes<A> : r.source_stride;
+  if constexpr (kWeights == Weights::kBroadcast) {
+    const int64_t first = column, end = first + (columns - first) / kColumns * kColumns;
+    for (int64_t v = 0; v < r.vectors; ++v) {
+      const int64_t source_offset = r.source_offset + r.source_vectors[v];
+      const A* start = r.start ? r.start + v * kLanes<A> : nullptr;
+      A* out = r.out + r.out_vectors[v];
+      for (column = first; column < end; column += kColumns) {
+        if (r.out_ahead != 0)
+          for (int64_t i = 0; i < kRows; ++i)
+            for (int64_t j = 0; j < kColumns; j += 2)
+              __builtin_prefetch(out + i * r.out_row + (column + j) * r.out_stride + r.out_ahead, 1);
+        tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset + column * stride,
+                                                           r.weight_offset + v * r.weight_vector, start,
+                                                           out + column * r.out_stride);
+      }
+    }
+    return end;
+  }
   for (; column + kColumns <= columns; column += kColumns) {
-    int64_t source_offset = r.source_offset + column * stride, weight_offset = r.weight_offset;
+    int64_t weight_offset = r.weight_offset;
     const A* start = r.start;
-    A* out = r.out + column * r.out_stride;
-    for (int64_t v = r.vectors; v > 0; --v) {
-      const int64_t shift = v == 1 ? r.last_shift : 0;
+    for (int64_t v = 0; v < r.vectors; ++v) {
+      const int64_t source_offset = r.source_offset + r.source_vectors[v] + column * stride;
+      A* out = r.out + r.out_vectors[v] + column * r.out_stride;
       if (kStride == 0 && r.prefetch && v % 2 == 0) {  // two vectors are a cache line
         for (int64_t row = 0; row < r.ahead_rows; ++row) {
           const A* line = r.ahead + row * r.ahead_row_stride + source_offset;
@@ -155,10 +175,8 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
         }
         for (int j = 0; j < kColumns; ++j) __builtin_prefetch(out + r.out_ahead + j * r.out_stride, 1);
       }
-      tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset - shift, weight_offset, start, out - shift);
-      source_offset += r.source_vector;
+      tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset, weight_offset, start, out);
       weight_offset += r.weight_vector;
-      out += r.out_vector;
       if (start) start += kLanes<A>;
     }
   }
@@ -203,10 +221,10 @@ void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
 // target_rows: 1, or 2 where columns are lanes.
 template <Order kOrder, class A>
 void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
-  if constexpr (kOrder == Order::kColumns) {
+  if constexpr (lanes_are_columns(kOrder)) {
     if (target_rows == 2) sum_row<A, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
     else sum_row<A, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
-  } else if (kOrder == Order::kChannels && r.source_stride == kLanes<A>) {
+  } else if (kOrder == Order::kPackedChannels && r.source_stride == kLanes<A>) {
     sum_row_of_channels<A, 1>(r, columns);
   } else {
     sum_row_of_channels<A, 0>(r, columns);
@@ -258,40 +276,45 @@ struct TapRun {
 //   sums[r][t] += sum over runs and j in [0, columns) of factor[r][j] * source[r][j * source_stride + t * step]
 //
 // for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the
-// last one may be a part: `rest` columns.
+// first and last ones may be masked: what lies there is not even multiplied by zero, as it may be infinite.
 template <class A>
 struct TapSum {
   const TapRun<A>* runs;
   int64_t run_count;
   int64_t factor_offset, factor_stride;
   int64_t source_offset, source_stride, step;
-  int64_t columns, rest;
+  int64_t columns;
+  int64_t head, tail;  // masked vectors of columns before and after these; their masks, from vector to vector:
+  const Mask<A>*factor_masks, *source_masks;
+  int64_t mask_vector, mask_step;  // and from tap to tap
   A* sums;
   int64_t row_sums;  // from the sums of one row of the kernel to the next
   // How far ahead of their use factors and sources are prefetched; 0: they are not.
   int64_t factor_ahead, source_ahead;
 };
 
-// Adds the products of one column. load(pointer) is a vector of it.
-template <class A, int kRows, int kTaps, Shared kShared, class Load>
+// Adds the products of one column.
+template <class A, int kRows, int kTaps, Shared kShared, class LoadFactor, class LoadSource>
 inline __attribute__((always_inline)) void add_column(const A* const (&factor)[kRows], const A* const (&source)[kRows],
-                                                      int64_t step, Vec<A> (&sum)[kRows][kTaps], const Load& load) {
+                                                      int64_t step, Vec<A> (&sum)[kRows][kTaps],
+                                                      const LoadFactor& load_factor, const LoadSource& load_source) {
   if constexpr (kShared == Shared::kSource) {
     Vec<A> x[kRows];
     TORCH_EXT_UNROLL
-    for (int r = 0; r < kRows; ++r) x[r] = load(factor[r]);
+    for (int r = 0; r < kRows; ++r) x[r] = load_factor(factor[r]);
     TORCH_EXT_UNROLL
     for (int t = 0; t < kTaps; ++t) {
-      const Vec<A> y = kRows > 1 ? opaque(load(source[0] + t * step)) : load(source[0] + t * step);
+      Vec<A> y = load_source(source[0] + t * step, t);
+      if (kRows > 1) y = opaque(y);
       TORCH_EXT_UNROLL
       for (int r = 0; r < kRows; ++r) sum[r][t] = fma(x[r], y, sum[r][t]);
     }
   } else {
-    const Vec<A> x = load(factor[0]);
+    const Vec<A> x = load_factor(factor[0]);
     TORCH_EXT_UNROLL
     for (int r = 0; r < kRows; ++r) {
       TORCH_EXT_UNROLL
-      for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, load(source[r] + t * step), sum[r][t]);
+      for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, load_source(source[r] + t * step, t), sum[r][t]);
     }
   }
 }
@@ -313,15 +336,30 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
     TORCH_EXT_UNROLL
     for (int r = 0; r < kFactors; ++r) factor[r] = run->factor[r] + s.factor_offset;
     const auto add = [&](Vec<A>(&to)[kRows][kTaps]) __attribute__((always_inline)) {
-      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, to, [](const A* p) { return Vec<A>::load(p); });
+      add_column<A, kRows, kTaps, kShared>(
+          factor, source, s.step, to, [](const A* p) { return Vec<A>::load(p); },
+          [](const A* p, int) { return Vec<A>::load(p); });
       TORCH_EXT_UNROLL
       for (int r = 0; r < kSources; ++r) source[r] += s.source_stride;
       TORCH_EXT_UNROLL
       for (int r = 0; r < kFactors; ++r) factor[r] += s.factor_stride;
     };
+    const auto add_masked = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+      for (int64_t m = first; m < first + count; ++m) {
+        const Mask<A>* const mask = s.source_masks + m * s.mask_vector;
+        add_column<A, kRows, kTaps, kShared>(
+            factor, source, s.step, sum[0], [&](const A* p) { return load_masked(p, s.factor_masks + m * s.mask_vector); },
+            [&](const A* p, int t) { return load_masked(p, mask + t * s.mask_step); });
+        TORCH_EXT_UNROLL
+        for (int r = 0; r < kSources; ++r) source[r] += s.source_stride;
+        TORCH_EXT_UNROLL
+        for (int r = 0; r < kFactors; ++r) factor[r] += s.factor_stride;
+      }
+    };
+    add_masked(0, s.head);
     int64_t j = s.columns;
     for (; j >= kChains; j -= kChains) {
-      if (s.factor_ahead > 0)
+      if (s.factor_ahead != 0)
         for (int c = 0; c < kChains; ++c) {
           __builtin_prefetch(factor[0] + s.factor_ahead + c * s.factor_stride);
           __builtin_prefetch(source[kSources - 1] + s.source_ahead + c * s.source_stride);
@@ -330,9 +368,7 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
       for (int c = 0; c < kChains; ++c) add(sum[c]);
     }
     for (; j > 0; --j) add(sum[0]);
-    if (s.rest > 0)  // what lies beyond may be infinite: it is not even multiplied by zero
-      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, sum[0],
-                                           [&](const A* p) { return load_partial(p, s.rest); });
+    add_masked(s.head, s.tail);
   }
   TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) {

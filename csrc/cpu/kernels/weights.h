@@ -42,7 +42,7 @@ void pack_weight(const CorrelatePlan& p, View<const T> weight, Acc<T>* packed) {
           weight_lanes(weight, p.channels, p.channels.first(vector), p.terms, r, p.multiplier, p.wide_weight);
       for_each_run(p.kernel(), weight, [&](int64_t offset, int64_t taps, int64_t first) {
         const T* from = weight.data + offset;
-        if (p.order == Order::kColumns) pack_line(from + lanes.offset[0], weight.spatial[2], taps, packed + first);
+        if (lanes_are_columns(p.order)) pack_line(from + lanes.offset[0], weight.spatial[2], taps, packed + first);
         else pack_columns(from, weight.spatial[2], lanes, taps, packed + first * p.channels.lanes);
       });
     }
@@ -70,7 +70,7 @@ void add_grad_weight(const GradWeightPlan& p, Acc<T>* partial_sums, View<T> grad
         weight_lanes(grad_weight, p.channels, p.channels.first(vector), 1, 0, p.multiplier, p.wide_weight);
     for_each_run(p.kernel(), grad_weight, [&](int64_t offset, int64_t taps, int64_t first) {
       T* to = grad_weight.data + offset;
-      if (p.order == Order::kColumns) unpack_line(packed + first, taps, grad_weight.spatial[2], to + lanes.offset[0]);
+      if (lanes_are_columns(p.order)) unpack_line(packed + first, taps, grad_weight.spatial[2], to + lanes.offset[0]);
       else unpack_columns(packed + first * p.channels.lanes, taps, lanes, grad_weight.spatial[2], to);
     });
   }

@@ -1,0 +1,304 @@
+#pragma once
+
+// The correlation of correlate.h where columns are lanes and lie side by side in memory: nothing is packed. Strips of
+// 4 or 5 target rows by two vectors of columns stay in registers. For each column of the kernel, the weights of its
+// rows do so too, and each source vector is loaded once for all target rows that need it: the loads are far fewer than
+// the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or columns do not
+// divide, the last strip overlaps the one before.
+#include "pack.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+// Neighbouring vectors of columns that are computed together, `count` times one behind the other.
+template <class A>
+struct StripColumns {
+  int64_t columns;  // vectors at a time, 1 or 2
+  int64_t count;
+  int64_t at[2];                    // first target column of each vector
+  uint8_t masked[kMaxColumnTaps];   // for each column of the kernel: bit c is set if source vector c needs its mask
+  const Mask<A>* masks[2];          // for each column of the kernel
+  bool edge;                        // whether any is needed
+};
+
+// A source image and the weights of one term and depth of the kernel.
+template <class A>
+struct StripPlane {
+  const A *source, *weight;
+};
+
+// out[v][i][j] = start[v] + sum over planes, rows u and columns t of the kernel
+//                weight[v][u][t] * source[v][i + u][j + t * step], source rows outside [first_row, last_row) being zero
+template <class A>
+struct StripSum {
+  const StripPlane<A>* planes;
+  int64_t plane_count;
+  int64_t source_row, first_row, last_row;
+  int64_t weight_row, weight_step;
+  int64_t taps, step;
+  const A* start;
+  A* out;
+  int64_t out_row;
+  int64_t vectors;
+  const int64_t *source_vectors, *out_vectors;
+  int64_t weight_vector;
+  int64_t source_ahead, out_ahead;  // where the next block of channels lies, if it is to be prefetched, else 0
+};
+
+// Adds rows [kFirst, kFirst + kKernelRows) of the kernel, of one of its columns. kMasked: as StripColumns::masked.
+template <class A, int kRows, int kFirst, int kKernelRows, int kColumns, int kMasked, bool kEdge>
+inline __attribute__((always_inline)) void add_kernel_rows(const StripSum<A>& s, const A* const (&source)[kColumns],
+                                                           const Mask<A>* const (&mask)[kColumns], const A* weight,
+                                                           Vec<A> (&sum)[kRows][kColumns]) {
+  Vec<A> w[kKernelRows];
+  TORCH_EXT_UNROLL
+  for (int u = 0; u < kKernelRows; ++u) w[u] = Vec<A>::broadcast(weight[(kFirst + u) * s.weight_row]);
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kRows + kKernelRows - 1; ++i) {
+    if (kEdge && (kFirst + i < s.first_row || kFirst + i >= s.last_row)) continue;
+    TORCH_EXT_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      const A* from = source[c] + (kFirst + i) * s.source_row;
+      const Vec<A> x = kMasked >> c & 1 ? load_masked(from, mask[c]) : opaque(Vec<A>::load(from));
+      TORCH_EXT_UNROLL
+      for (int r = 0; r < kRows; ++r)
+        if (i >= r && i - r < kKernelRows) sum[r][c] = fma(w[i - r], x, sum[r][c]);
+    }
+  }
+}
+
+// One column of the kernel, as many of its rows at a time as have their weights in registers.
+template <class A, int kRows, int kKernelRows, int kColumns, int kMasked, bool kEdge, int kFirst = 0>
+inline __attribute__((always_inline)) void add_kernel_column(const StripSum<A>& s, const A* const (&source)[kColumns],
+                                                             const Mask<A>* const (&mask)[kColumns], const A* weight,
+                                                             Vec<A> (&sum)[kRows][kColumns]) {
+  constexpr int kAtOnce = 5, kLeft = kKernelRows - kFirst, kParts = (kLeft + kAtOnce - 1) / kAtOnce;
+  constexpr int kNow = (kLeft + kParts - 1) / kParts;
+  add_kernel_rows<A, kRows, kFirst, kNow, kColumns, kMasked, kEdge>(s, source, mask, weight, sum);
+  if constexpr (kNow < kLeft) {
+    asm volatile("" ::: "memory");  // nothing of the next rows is loaded before
+    add_kernel_column<A, kRows, kKernelRows, kColumns, kMasked, kEdge, kFirst + kNow>(s, source, mask, weight, sum);
+  }
+}
+
+template <class A, int kRows, int kKernelRows, int kColumns, bool kEdge>
+__attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripColumns<A>& columns) {
+  constexpr int64_t L = kLanes<A>;
+  const StripSum<A> s = strip_sum;  // as in tiles()
+  const int64_t count = columns.count;
+  for (int64_t v = 0; v < s.vectors; ++v) {
+    int64_t at[kColumns];
+    TORCH_EXT_UNROLL
+    for (int c = 0; c < kColumns; ++c) at[c] = columns.at[c];
+    for (int64_t k = 0; k < count; ++k) {
+      Vec<A> sum[kRows][kColumns];
+      const Vec<A> first = Vec<A>::load(s.start + v * L);
+      TORCH_EXT_UNROLL
+      for (int i = 0; i < kRows * kColumns; ++i) sum[i / kColumns][i % kColumns] = first;
+      for (int64_t p = 0; p < s.plane_count; ++p) {
+        const A *source[kColumns], *weight = s.planes[p].weight + v * s.weight_vector;
+        const Mask<A>* mask[kColumns];
+        TORCH_EXT_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          source[c] = s.planes[p].source + s.source_vectors[v] + at[c];
+          mask[c] = columns.masks[c];
+        }
+        for (int64_t t = 0; t < s.taps; ++t) {
+          const int masked = kEdge ? columns.masked[t] : 0;
+          if (masked == 0) add_kernel_column<A, kRows, kKernelRows, kColumns, 0, kEdge>(s, source, mask, weight, sum);
+          else if (masked == 1) add_kernel_column<A, kRows, kKernelRows, kColumns, 1, kEdge>(s, source, mask, weight, sum);
+          else if constexpr (kColumns == 2) {
+            if (masked == 2) add_kernel_column<A, kRows, kKernelRows, kColumns, 2, kEdge>(s, source, mask, weight, sum);
+            else add_kernel_column<A, kRows, kKernelRows, kColumns, 3, kEdge>(s, source, mask, weight, sum);
+          }
+          TORCH_EXT_UNROLL
+          for (int c = 0; c < kColumns; ++c) {
+            source[c] += s.step;
+            if (kEdge) mask[c] += L;
+          }
+          weight += s.weight_step;
+        }
+      }
+      if (s.source_ahead != 0)
+        for (int64_t r = 0; r < kRows; ++r) {
+          __builtin_prefetch(s.planes[0].source + s.source_vectors[v] + at[0] + r * s.source_row + s.source_ahead);
+          __builtin_prefetch(s.out + s.out_vectors[v] + at[0] + r * s.out_row + s.out_ahead, 1);
+        }
+      TORCH_EXT_UNROLL
+      for (int c = 0; c < kColumns; ++c) {
+        A* out = s.out + s.out_vectors[v] + at[c];
+        TORCH_EXT_UNROLL
+        for (int r = 0; r < kRows; ++r) sum[r][c].store(out + r * s.out_row);
+        at[c] += kColumns * L;
+      }
+    }
+  }
+}
+
+template <class A, int kRows, int kKernelRows>
+void strip(const StripSum<A>& s, const StripColumns<A>& columns, bool edge) {
+  if (columns.columns == 2)
+    edge ? strip<A, kRows, kKernelRows, 2, true>(s, columns) : strip<A, kRows, kKernelRows, 2, false>(s, columns);
+  else edge ? strip<A, kRows, kKernelRows, 1, true>(s, columns) : strip<A, kRows, kKernelRows, 1, false>(s, columns);
+}
+
+template <class A, int kRows>
+void strip(const StripSum<A>& s, const StripColumns<A>& columns, int64_t kernel_rows, bool edge) {
+  if (kernel_rows == 3) strip<A, kRows, 3>(s, columns, edge);
+  else if (kernel_rows == 5) strip<A, kRows, 5>(s, columns, edge);
+  else strip<A, kRows, 7>(s, columns, edge);
+}
+
+template <class A>
+class Strips {
+  static constexpr int64_t L = kLanes<A>;
+
+ public:
+  Strips(const CorrelatePlan& plan, View<const A> source, const A* weight, const A* bias, View<A> target, A* scratch)
+      : plan_(plan),
+        source_(source),
+        weight_(weight),
+        bias_(bias),
+        target_(target),
+        start_(scratch),
+        prefetch_(prefetches_next_block(plan, source, target)) {}
+
+  void item(int64_t index) {
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1];
+    const Box box = plan_.item_box(index);
+    start_block(index % plan_.channels.blocks(), box.n.begin);
+    set_columns(box.w);
+    for (int64_t id = box.d.begin; id < box.d.end; ++id) {
+      const TapWalk depths(d, id, {0, d.max_taps}, 1);
+      for (int64_t first = box.h.begin; first < box.h.begin + h.classes && first < box.h.end; ++first) {
+        const int64_t rows = (box.h.end - 1 - first) / h.classes + 1;
+        // Strips of 5 and 4 rows; where these do not divide, of 4, and the last one overlaps the one before.
+        const int64_t of_four = 4 * ((5 - rows % 5) % 5) <= rows ? (5 - rows % 5) % 5 : ceil_div(rows, 4);
+        for (int64_t row = 0, strip = 0, n; row < rows; row += n, ++strip) {
+          n = strip < of_four ? 4 : 5;
+          target_rows(id, first + std::min(row, rows - n) * h.classes, n, depths);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxEdges = 2 * (kMaxReach / L + 2);
+
+  void start_block(int64_t block, int64_t n) {
+    vectors_ = plan_.channels.vectors(block);
+    first_vector_ = block * plan_.channels.width;
+    source_image_ = source_.data + n * source_.n;
+    target_image_ = target_.data + n * target_.n;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      const int64_t channel = first_vector_ + v;
+      source_vectors_[v] = plan_.map(channel) * source_.c;
+      target_vectors_[v] = channel * target_.c;
+      Vec<A>::broadcast(bias_ ? bias_[channel] : 0).store(start_ + v * L);
+    }
+  }
+
+  // Pairs of vectors of columns; those that lie inside the image, in one run.
+  void set_columns(Range positions) {
+    if (positions.begin == positions_.begin && positions.end == positions_.end) return;
+    positions_ = positions;
+    const Axis& w = plan_.axes[2];
+    const Phase p = w.phase(0);
+    step_ = std::abs(p.step);
+    origin_ = std::min(p.origin, p.origin + (p.taps - 1) * p.step);  // source of the first tap of column 0
+    first_tap_ = p.step > 0 ? 0 : p.taps - 1;
+    column_count_ = 0;
+    int64_t edges = 0;
+    bool inside_before = false;
+    for (int64_t j = positions.begin; j < positions.end; j += 2 * L) {
+      StripColumns<A>& columns = columns_[column_count_];
+      columns.columns = j + L < positions.end ? 2 : 1;
+      columns.count = 1;
+      columns.edge = false;
+      std::fill_n(columns.masked, kMaxColumnTaps, 0);
+      bool inside = true;
+      for (int64_t c = 0; c < columns.columns; ++c) {
+        const int64_t at = std::min(j + c * L, positions.end - L), source = at + origin_;
+        columns.at[c] = at;
+        if (source >= 0 && source + (p.taps - 1) * step_ + L <= w.source) {
+          inside &= at == j + c * L;
+          continue;
+        }
+        inside = false;
+        Mask<A>* mask = masks_[edges++];
+        columns.masks[c] = mask;
+        for (int64_t t = 0; t < p.taps; ++t)
+          for (int64_t i = 0; i < L; ++i) {
+            const int64_t at = source + t * step_ + i;
+            *mask++ = 0 <= at && at < w.source ? -1 : 0;
+            if (at < 0 || at >= w.source) {
+              columns.masked[t] |= 1 << c;
+              columns.edge = true;
+            }
+          }
+      }
+      if (inside && inside_before && columns.columns == 2) ++columns_[column_count_ - 1].count;
+      else ++column_count_;
+      inside_before = inside;
+    }
+  }
+
+  // `rows` rows from row h on, `classes` apart.
+  void target_rows(int64_t d, int64_t h, int64_t rows, const TapWalk& depths) {
+    const Axis& axis = plan_.axes[1];
+    const Phase p = axis.phase(0);
+    const int64_t row = p.source(h, p.step > 0 ? 0 : p.taps - 1), unit = axis.unit;  // the first source row
+    StripSum<A> s;
+    s.source_row = unit * source_.spatial[1];
+    s.first_row = row < 0 ? ceil_div(-row, unit) : 0;
+    s.last_row = row < axis.source ? divide(axis.source - 1 - row, unit) + 1 : 0;
+    const int64_t kw = plan_.axes[2].kernel, first_tap = p.step > 0 ? 0 : p.taps - 1;
+    s.weight_row = p.step > 0 ? kw : -kw;
+    s.weight_step = first_tap_ == 0 ? 1 : -1;
+    s.taps = kw;
+    s.step = step_;
+    s.start = start_;
+    s.out = target_image_ + d * target_.spatial[0] + h * target_.spatial[1];
+    s.out_row = axis.classes * target_.spatial[1];
+    s.vectors = vectors_;
+    s.source_vectors = source_vectors_;
+    s.out_vectors = target_vectors_;
+    s.weight_vector = plan_.terms * plan_.taps();
+    s.source_ahead = prefetch_ ? (plan_.map(first_vector_ + vectors_) - plan_.map(first_vector_)) * source_.c : 0;
+    s.out_ahead = prefetch_ ? vectors_ * target_.c : 0;
+    s.planes = planes_;
+    s.plane_count = 0;
+    for (int64_t r = 0; r < plan_.terms; ++r)
+      for (TapWalk td = depths; td.count > 0; td.next())
+        planes_[s.plane_count++] = {
+            source_image_ + r * source_.c + td.source * source_.spatial[0] + row * source_.spatial[1] + origin_,
+            weight_ + first_vector_ * s.weight_vector +
+                ((r * plan_.axes[0].kernel + td.tap) * axis.kernel + first_tap) * kw + first_tap_};
+    const bool all_rows = s.first_row == 0 && s.last_row >= rows + axis.kernel - 1;
+    for (int64_t i = 0; i < column_count_; ++i) {
+      const bool edge = !all_rows || columns_[i].edge;
+      if (rows == 5) strip<A, 5>(s, columns_[i], axis.kernel, edge);
+      else strip<A, 4>(s, columns_[i], axis.kernel, edge);
+    }
+  }
+
+  const CorrelatePlan& plan_;
+  const View<const A> source_;
+  const A* const weight_;
+  const A* const bias_;
+  const View<A> target_;
+  A* const start_;  // the bias, a vector for each channel
+
+  const bool prefetch_;
+  int64_t vectors_, first_vector_;
+  int64_t source_vectors_[kMaxVectors], target_vectors_[kMaxVectors];
+  const A* source_image_;
+  A* target_image_;
+  int64_t origin_, step_, first_tap_;
+  Range positions_{};
+  StripColumns<A> columns_[kMaxEdges + 3];
+  int64_t column_count_;
+  Mask<A> masks_[kMaxEdges][kMaxColumnTaps * L];
+  StripPlane<A> planes_[kMaxRows];
+};
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA
