@@ -72,7 +72,7 @@ inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, La
 
 // Whether columns can be lanes where they lie: all vectors but a few at the edges have all taps.
 inline bool columns_lie_side_by_side(const Axis& w, int64_t lanes, Layout source, Layout target) {
-  if (source.column != 1 || target.column != 1 || w.target < lanes) return false;
+  if (source.column != 1 || target.column != 1 || 2 * w.target <= lanes) return false;
   if (w.phases != 1 || w.source_stride() != 1 || w.kernel > kMaxColumnTaps) return false;
   const int64_t reach = (w.kernel - 1) * w.unit;
   // From the first column's first tap to the image, and from there to the last column's last one.

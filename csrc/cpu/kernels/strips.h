@@ -15,6 +15,7 @@ struct StripColumns {
   int64_t columns;  // vectors at a time, 1 or 2
   int64_t count;
   int64_t at[2];                    // first target column of each vector
+  int64_t stored;                   // columns of the last vector that the target has
   uint8_t masked[kMaxColumnTaps];   // for each column of the kernel: bit c is set if source vector c needs its mask
   const Mask<A>* masks[2];          // for each column of the kernel
   bool edge;                        // whether any is needed
@@ -127,7 +128,10 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
       for (int c = 0; c < kColumns; ++c) {
         A* out = s.out + s.out_vectors[v] + at[c];
         TORCH_EXT_UNROLL
-        for (int r = 0; r < kRows; ++r) sum[r][c].store(out + r * s.out_row);
+        for (int r = 0; r < kRows; ++r) {
+          if (kEdge && kColumns == 1 && columns.stored < L) store_partial(out + r * s.out_row, sum[r][c], columns.stored);
+          else sum[r][c].store(out + r * s.out_row);
+        }
         at[c] += kColumns * L;
       }
     }
@@ -141,11 +145,11 @@ void strip(const StripSum<A>& s, const StripColumns<A>& columns, bool edge) {
   else edge ? strip<A, kRows, kKernelRows, 1, true>(s, columns) : strip<A, kRows, kKernelRows, 1, false>(s, columns);
 }
 
-template <class A, int kRows>
-void strip(const StripSum<A>& s, const StripColumns<A>& columns, int64_t kernel_rows, bool edge) {
-  if (kernel_rows == 3) strip<A, kRows, 3>(s, columns, edge);
-  else if (kernel_rows == 5) strip<A, kRows, 5>(s, columns, edge);
-  else strip<A, kRows, 7>(s, columns, edge);
+template <class A, int kKernelRows>
+void strip(const StripSum<A>& s, const StripColumns<A>& columns, int64_t rows, bool edge) {
+  if (rows == 4) strip<A, 4, kKernelRows>(s, columns, edge);
+  else if (rows == 5) strip<A, 5, kKernelRows>(s, columns, edge);
+  else strip<A, 7, kKernelRows, 1, true>(s, columns);
 }
 
 template <class A>
@@ -174,7 +178,7 @@ class Strips {
         // Strips of 5 and 4 rows; where these do not divide, of 4, and the last one overlaps the one before.
         const int64_t of_four = 4 * ((5 - rows % 5) % 5) <= rows ? (5 - rows % 5) % 5 : ceil_div(rows, 4);
         for (int64_t row = 0, strip = 0, n; row < rows; row += n, ++strip) {
-          n = strip < of_four ? 4 : 5;
+          n = rows == 7 && size(box.w) <= L ? 7 : strip < of_four ? 4 : 5;
           target_rows(id, first + std::min(row, rows - n) * h.classes, n, depths);
         }
       }
@@ -213,27 +217,26 @@ class Strips {
       StripColumns<A>& columns = columns_[column_count_];
       columns.columns = j + L < positions.end ? 2 : 1;
       columns.count = 1;
+      columns.stored = std::min(L, size(positions));
       columns.edge = false;
       std::fill_n(columns.masked, kMaxColumnTaps, 0);
       bool inside = true;
       for (int64_t c = 0; c < columns.columns; ++c) {
-        const int64_t at = std::min(j + c * L, positions.end - L), source = at + origin_;
+        const int64_t at = std::max(std::min(j + c * L, positions.end - L), positions.begin), source = at + origin_;
         columns.at[c] = at;
-        if (source >= 0 && source + (p.taps - 1) * step_ + L <= w.source) {
+        if (source >= 0 && source + (p.taps - 1) * step_ + L <= w.source && size(positions) >= L) {
           inside &= at == j + c * L;
           continue;
         }
         inside = false;
+        columns.edge = true;
         Mask<A>* mask = masks_[edges++];
         columns.masks[c] = mask;
         for (int64_t t = 0; t < p.taps; ++t)
           for (int64_t i = 0; i < L; ++i) {
             const int64_t at = source + t * step_ + i;
             *mask++ = 0 <= at && at < w.source ? -1 : 0;
-            if (at < 0 || at >= w.source) {
-              columns.masked[t] |= 1 << c;
-              columns.edge = true;
-            }
+            if (at < 0 || at >= w.source) columns.masked[t] |= 1 << c;
           }
       }
       if (inside && inside_before && columns.columns == 2) ++columns_[column_count_ - 1].count;
@@ -275,9 +278,10 @@ class Strips {
                 ((r * plan_.axes[0].kernel + td.tap) * axis.kernel + first_tap) * kw + first_tap_};
     const bool all_rows = s.first_row == 0 && s.last_row >= rows + axis.kernel - 1;
     for (int64_t i = 0; i < column_count_; ++i) {
-      const bool edge = !all_rows || columns_[i].edge;
-      if (rows == 5) strip<A, 5>(s, columns_[i], axis.kernel, edge);
-      else strip<A, 4>(s, columns_[i], axis.kernel, edge);
+      const bool edge = !all_rows || columns_[i].edge;  // always, for 7 rows
+      if (axis.kernel == 3) strip<A, 3>(s, columns_[i], rows, edge);
+      else if (axis.kernel == 5) strip<A, 5>(s, columns_[i], rows, edge);
+      else strip<A, 7>(s, columns_[i], rows, edge);
     }
   }
 
