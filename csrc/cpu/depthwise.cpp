@@ -75,8 +75,15 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
     const auto from = view<const T>(source);
     const auto to = view<T>(target);
     const CorrelatePlan plan = plan_correlate<T>(g, transposed, layout(from), layout(to));
-    auto* packed = static_cast<Acc<T>*>(Scratch::of_this_call().reserve(plan.weight_size() * sizeof(Acc<T>)));
-    kernels.pack_weight(plan, view<const T>(weight), packed);
+    const Acc<T>* packed = nullptr;
+    if constexpr (std::same_as<T, Acc<T>>)
+      if (lanes_are_columns(plan.order) && weight.is_contiguous())  // it is packed as it is
+        packed = static_cast<const T*>(weight.const_data_ptr());
+    if (!packed) {
+      auto* const to = static_cast<Acc<T>*>(Scratch::of_this_call().reserve(plan.weight_size() * sizeof(Acc<T>)));
+      kernels.pack_weight(plan, view<const T>(weight), to);
+      packed = to;
+    }
     const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
     parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
       kernels.correlate(plan, from, packed, bias_data, to, items, scratch);

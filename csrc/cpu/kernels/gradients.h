@@ -73,18 +73,15 @@ class GradWeight {
  private:
   // Columns of the current tile that share their taps.
   struct Segment {
-    int64_t first, count;  // columns, counted from the tile's first; where these are lanes, whole vectors of them,
+    int64_t first, count;  // columns, counted from the tile's first
     int64_t source;        // where the first tap of the first column lies in a source row, in elements
     Range taps;            // of the block
-    int64_t head = 0, tail = 0;  // and so many that are masked before and after
   };
   // Rows of the kernel whose sums are taken at once, and their runs.
   struct Rows {
     int64_t kernel_row, count, first_run, run_count;
   };
   static constexpr int64_t kMaxSegments = kOrder == Order::kChannelsInPlace ? 2 * kMaxColumnTaps + 1 : 1;
-  // Masks of a vector of columns: of grad_output, and of each tap's source if that is in place.
-  static constexpr int64_t kMaxEdges = 2 * (kMaxReach / L + 2), kMaskTaps = is_packed(kOrder) ? 0 : kMaxColumnTaps;
   static constexpr int64_t kMaxRuns = kMaxRows * (kMaxTileRows + kRowsAtOnce);
 
   // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
@@ -144,40 +141,14 @@ class GradWeight {
         if (size(taps) > 0)
           segments_[segment_count_++] = {j - columns.begin, next - j, p.source(j, taps.begin) * rows_.pixel(), taps};
       }
-    } else if constexpr (kOrder == Order::kColumnsInPlace) {
-      rows_.set_columns(columns);
-      add_vectors(p);
     } else {
       const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
       const Range taps = p.clip(first, last, w.source, taps_[2]);
       if (size(taps) == 0) return false;
       rows_.set_columns({first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1});
-      const int64_t vector = kPixel == 1 ? L : 1, rest = size(columns) % vector;
-      segments_[segment_count_++] = {0, size(columns) / vector, 0, taps, 0, rest > 0};
-      for (int64_t i = 0; i < L; ++i) masks_[0][i] = i < rest ? -1 : 0;
+      segments_[segment_count_++] = {0, size(columns), 0, taps};
     }
     return segment_count_ > 0;
-  }
-
-  // Vectors of columns in place: those at the edges, and the last one if it is a part, are masked.
-  void add_vectors(const Phase& p) {
-    const int64_t width = plan_.axes[2].source, first_source = p.source(columns_.begin, taps_[2].begin);
-    Segment& s = segments_[segment_count_++] = {0, 0, first_source, taps_[2]};
-    for (int64_t j = columns_.begin; j < columns_.end; j += L) {
-      const int64_t count = std::min(L, columns_.end - j), source = p.source(j, taps_[2].begin);
-      if (count == L && source >= 0 && source + (size(taps_[2]) - 1) * p.step + L <= width) {
-        ++s.count;
-        continue;
-      }
-      Mask<A>* mask = masks_[s.head + s.tail];
-      ++(s.count > 0 ? s.tail : s.head);
-      for (int64_t i = 0; i < L; ++i) *mask++ = i < count ? -1 : 0;
-      for (int64_t t = 0; t < size(taps_[2]); ++t)
-        for (int64_t i = 0; i < L; ++i) {
-          const int64_t at = source + t * p.step + i;
-          *mask++ = i < count && 0 <= at && at < width ? -1 : 0;
-        }
-    }
   }
 
   // Lists the runs of the rows of grad_output h, h + classes, ...: first which source row each kernel row meets.
@@ -270,12 +241,8 @@ class GradWeight {
       const Segment& s = segments_[i];
       sum.source_stride = kPixel == 1 ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
       sum.step = size(s.taps) > 1 ? w.dilation * rows_.pixel() : 0;
-      sum.columns = s.count;
-      sum.head = s.head;
-      sum.tail = s.tail;
-      sum.factor_masks = masks_[0];
-      sum.mask_vector = (1 + kMaskTaps) * L;
-      sum.mask_step = is_packed(kOrder) ? 0 : L;
+      sum.columns = kPixel == 1 ? s.count / L : s.count;
+      sum.rest = kPixel == 1 ? s.count % L : 0;
       for (int64_t v = 0; v < vectors_; ++v) {
         sum.factor_offset = factor_vector(v);
         if (!is_packed(kOrder)) sum.factor_offset += s.first * grad_output_.spatial[2];
@@ -286,15 +253,10 @@ class GradWeight {
           const bool prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && v % 2 == 0 && k == 0;
           sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
           sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
-          if (kOrder == Order::kColumnsInPlace && k == 0) {
-            sum.factor_ahead = factor_ahead_;
-            sum.source_ahead = source_ahead_;
-          }
           const int64_t chunks = ceil_div(size(s.taps), kMaxTaps[rows.count]);
           for (int64_t chunk = 0; chunk < chunks; ++chunk) {
             const Range t = part(size(s.taps), chunks, chunk);
             sum.source_offset = s.source + rows_.vectors()[v] + t.begin * sum.step;
-            sum.source_masks = masks_[0] + (is_packed(kOrder) ? 0 : (1 + t.begin) * L);
             sum.sums = sums_ + block_tap(v, rows.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
             sum_taps(sum, rows.count, plan_.shared, size(t));
           }
@@ -338,7 +300,6 @@ class GradWeight {
   Range columns_;
   Segment segments_[kMaxSegments];
   int64_t segment_count_;
-  Mask<A> masks_[kMaxEdges][(1 + kMaskTaps) * L];
   int64_t summed_;  // positions since the sums were last added to the totals
   // Of the current rows of grad_output
   int64_t rows_count_;

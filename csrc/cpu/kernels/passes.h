@@ -90,6 +90,14 @@ inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms,
          columns_lie_side_by_side(axes[2], lanes, source, target);
 }
 
+// Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows. A channel costs much beside its sums, a masked vector
+// as much as a whole one.
+inline bool grad_strips_pay(const Axis& h, const Axis& w, int64_t lanes, int64_t positions) {
+  if (h.stride != 1 || (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7)) return false;
+  if (h.kernel == 7 && w.target < 2 * lanes) return false;
+  return positions >= 80 * h.kernel && 4 * w.target >= 3 * lanes * ceil_div(w.target, lanes);
+}
+
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
 inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
@@ -285,15 +293,14 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   const bool convert = !std::same_as<T, A>;
   const bool channels_in_place = !convert && m == 1 && w.target > kMaxTileRows &&
                                  detail::reads_channels_in_place(p.axes, channels, p.lanes, input, grad_output);
-  // A masked vector costs as much as packing a few: rows should have more whole ones.
-  const bool columns_in_place = !convert && w.target >= 4 * p.lanes && w.kernel <= 5 &&
-                                detail::columns_lie_side_by_side(w, p.lanes, input, grad_output);
+  const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
+  const bool columns_in_place = !convert && detail::columns_lie_side_by_side(w, p.lanes, input, grad_output) &&
+                                detail::grad_strips_pay(h, w, p.lanes, positions);
   p.order = channels_in_place                                                     ? Order::kChannelsInPlace
             : columns_in_place                                                    ? Order::kColumnsInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
                                                                                   : Order::kPackedChannels;
 
-  const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t wanted = wanted_parts(g, kGradPartWork);
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
   int64_t pixel_bytes = 1, max_columns = kMaxSumColumns;

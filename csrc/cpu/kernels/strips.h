@@ -6,6 +6,7 @@
 // the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or columns do not
 // divide, the last strip overlaps the one before.
 #include "pack.h"
+#include "tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
@@ -53,13 +54,20 @@ inline __attribute__((always_inline)) void add_kernel_rows(const StripSum<A>& s,
   Vec<A> w[kKernelRows];
   TORCH_EXT_UNROLL
   for (int u = 0; u < kKernelRows; ++u) w[u] = Vec<A>::broadcast(weight[(kFirst + u) * s.weight_row]);
+  const A* from[kColumns];
+  TORCH_EXT_UNROLL
+  for (int c = 0; c < kColumns; ++c) from[c] = source[c] + kFirst * s.source_row;
   TORCH_EXT_UNROLL
   for (int i = 0; i < kRows + kKernelRows - 1; ++i) {
+    TORCH_EXT_UNROLL
+    for (int c = 0; c < kColumns; ++c) {
+      if (i > 0) from[c] += s.source_row;
+      keep_apart(from[c]);
+    }
     if (kEdge && (kFirst + i < s.first_row || kFirst + i >= s.last_row)) continue;
     TORCH_EXT_UNROLL
     for (int c = 0; c < kColumns; ++c) {
-      const A* from = source[c] + (kFirst + i) * s.source_row;
-      const Vec<A> x = kMasked >> c & 1 ? load_masked(from, mask[c]) : opaque(Vec<A>::load(from));
+      const Vec<A> x = kMasked >> c & 1 ? load_masked(from[c], mask[c]) : opaque(Vec<A>::load(from[c]));
       TORCH_EXT_UNROLL
       for (int r = 0; r < kRows; ++r)
         if (i >= r && i - r < kKernelRows) sum[r][c] = fma(w[i - r], x, sum[r][c]);

@@ -3,6 +3,7 @@
 // Fills a KernelTable with the kernels of one instruction set, which TORCH_EXT_ISA names. The headers that belong to no
 // instruction set are included before, outside of the target region (see table_avx2.cpp).
 #include "correlate.h"
+#include "grad_strips.h"
 #include "gradients.h"
 #include "strips.h"
 #include "weights.h"
@@ -35,7 +36,8 @@ struct Depthwise {
   static void grad_weight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
                           Range items, A* scratch) {
     with_order(plan.order, [&]<Order kOrder>() {
-      GradWeight<T, kOrder> kernel(plan, grad_output, input, partial_sums, scratch);
+      using Kernel = std::conditional_t<kOrder == Order::kColumnsInPlace, GradStrips<A>, GradWeight<T, kOrder>>;
+      Kernel kernel(plan, grad_output, input, partial_sums, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
     });
   }

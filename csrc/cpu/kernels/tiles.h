@@ -276,45 +276,40 @@ struct TapRun {
 //   sums[r][t] += sum over runs and j in [0, columns) of factor[r][j] * source[r][j * source_stride + t * step]
 //
 // for t in [0, kTaps) and kRows rows r of the kernel. Where columns are lanes, j counts vectors of columns, and the
-// first and last ones may be masked: what lies there is not even multiplied by zero, as it may be infinite.
+// last one may be a part: `rest` columns.
 template <class A>
 struct TapSum {
   const TapRun<A>* runs;
   int64_t run_count;
   int64_t factor_offset, factor_stride;
   int64_t source_offset, source_stride, step;
-  int64_t columns;
-  int64_t head, tail;  // masked vectors of columns before and after these; their masks, from vector to vector:
-  const Mask<A>*factor_masks, *source_masks;
-  int64_t mask_vector, mask_step;  // and from tap to tap
+  int64_t columns, rest;
   A* sums;
   int64_t row_sums;  // from the sums of one row of the kernel to the next
   // How far ahead of their use factors and sources are prefetched; 0: they are not.
   int64_t factor_ahead, source_ahead;
 };
 
-// Adds the products of one column.
-template <class A, int kRows, int kTaps, Shared kShared, class LoadFactor, class LoadSource>
+// Adds the products of one column. load(pointer) is a vector of it.
+template <class A, int kRows, int kTaps, Shared kShared, class Load>
 inline __attribute__((always_inline)) void add_column(const A* const (&factor)[kRows], const A* const (&source)[kRows],
-                                                      int64_t step, Vec<A> (&sum)[kRows][kTaps],
-                                                      const LoadFactor& load_factor, const LoadSource& load_source) {
+                                                      int64_t step, Vec<A> (&sum)[kRows][kTaps], const Load& load) {
   if constexpr (kShared == Shared::kSource) {
     Vec<A> x[kRows];
     TORCH_EXT_UNROLL
-    for (int r = 0; r < kRows; ++r) x[r] = load_factor(factor[r]);
+    for (int r = 0; r < kRows; ++r) x[r] = load(factor[r]);
     TORCH_EXT_UNROLL
     for (int t = 0; t < kTaps; ++t) {
-      Vec<A> y = load_source(source[0] + t * step, t);
-      if (kRows > 1) y = opaque(y);
+      const Vec<A> y = kRows > 1 ? opaque(load(source[0] + t * step)) : load(source[0] + t * step);
       TORCH_EXT_UNROLL
       for (int r = 0; r < kRows; ++r) sum[r][t] = fma(x[r], y, sum[r][t]);
     }
   } else {
-    const Vec<A> x = load_factor(factor[0]);
+    const Vec<A> x = load(factor[0]);
     TORCH_EXT_UNROLL
     for (int r = 0; r < kRows; ++r) {
       TORCH_EXT_UNROLL
-      for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, load_source(source[r] + t * step, t), sum[r][t]);
+      for (int t = 0; t < kTaps; ++t) sum[r][t] = fma(x, load(source[r] + t * step), sum[r][t]);
     }
   }
 }
@@ -336,30 +331,15 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
     TORCH_EXT_UNROLL
     for (int r = 0; r < kFactors; ++r) factor[r] = run->factor[r] + s.factor_offset;
     const auto add = [&](Vec<A>(&to)[kRows][kTaps]) __attribute__((always_inline)) {
-      add_column<A, kRows, kTaps, kShared>(
-          factor, source, s.step, to, [](const A* p) { return Vec<A>::load(p); },
-          [](const A* p, int) { return Vec<A>::load(p); });
+      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, to, [](const A* p) { return Vec<A>::load(p); });
       TORCH_EXT_UNROLL
       for (int r = 0; r < kSources; ++r) source[r] += s.source_stride;
       TORCH_EXT_UNROLL
       for (int r = 0; r < kFactors; ++r) factor[r] += s.factor_stride;
     };
-    const auto add_masked = [&](int64_t first, int64_t count) __attribute__((always_inline)) {
-      for (int64_t m = first; m < first + count; ++m) {
-        const Mask<A>* const mask = s.source_masks + m * s.mask_vector;
-        add_column<A, kRows, kTaps, kShared>(
-            factor, source, s.step, sum[0], [&](const A* p) { return load_masked(p, s.factor_masks + m * s.mask_vector); },
-            [&](const A* p, int t) { return load_masked(p, mask + t * s.mask_step); });
-        TORCH_EXT_UNROLL
-        for (int r = 0; r < kSources; ++r) source[r] += s.source_stride;
-        TORCH_EXT_UNROLL
-        for (int r = 0; r < kFactors; ++r) factor[r] += s.factor_stride;
-      }
-    };
-    add_masked(0, s.head);
     int64_t j = s.columns;
     for (; j >= kChains; j -= kChains) {
-      if (s.factor_ahead != 0)
+      if (s.factor_ahead > 0)
         for (int c = 0; c < kChains; ++c) {
           __builtin_prefetch(factor[0] + s.factor_ahead + c * s.factor_stride);
           __builtin_prefetch(source[kSources - 1] + s.source_ahead + c * s.source_stride);
@@ -368,7 +348,9 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
       for (int c = 0; c < kChains; ++c) add(sum[c]);
     }
     for (; j > 0; --j) add(sum[0]);
-    add_masked(s.head, s.tail);
+    if (s.rest > 0)  // what lies beyond may be infinite: it is not even multiplied by zero
+      add_column<A, kRows, kTaps, kShared>(factor, source, s.step, sum[0],
+                                           [&](const A* p) { return load_partial(p, s.rest); });
   }
   TORCH_EXT_UNROLL
   for (int r = 0; r < kRows; ++r) {
