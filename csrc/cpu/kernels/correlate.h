@@ -40,7 +40,7 @@ class Correlate {
         start_(scratch),
         tile_(start_ + plan.bias_size()),
         rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()),
-        prefetch_blocks_(kOrder != Order::kChannelsInPlace && prefetches_next_block(plan, source, target)) {}
+        prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, source, target) : Prefetch::kNothing) {}
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);
@@ -76,7 +76,10 @@ class Correlate {
     first_vector_ = block * channels.width;
     target_image_ = target_.data + n * target_.n;
     source_ahead_ = target_ahead_ = 0;
-    if (prefetch_blocks_) {
+    if (prefetch_ == Prefetch::kRow) {
+      source_ahead_ = plan_.axes[1].source_stride() * source_.spatial[1];
+      target_ahead_ = plan_.target_rows * target_.spatial[1];
+    } else if (prefetch_ == Prefetch::kBlock) {
       const int64_t begin = first_vector_ * channels.lanes, end = begin + vectors_ * channels.lanes;
       source_ahead_ = (plan_.map(end) - plan_.map(begin)) * source_.c;
       target_ahead_ = (end - begin) * target_.c;
@@ -302,12 +305,12 @@ class Correlate {
   A* const start_;  // the bias
   A* const tile_;
   SourceRows<T, kOrder> rows_;
-  const bool prefetch_blocks_;
+  const Prefetch prefetch_;
 
   // Of the current item
   Box box_;
   int64_t vectors_, first_vector_;
-  int64_t source_ahead_, target_ahead_;  // where the next block of channels lies, if it is prefetched, else 0
+  int64_t source_ahead_, target_ahead_;  // how far ahead that is, or 0
   int64_t target_vectors_[kMaxVectors], tile_vectors_[kMaxVectors];  // where each vector lies in the target, in a tile
   Lanes<A> lanes_[kMaxVectors];
   T* target_image_;

@@ -145,7 +145,7 @@ class GradStrips {
         partial_sums_(partial_sums),
         sums_(scratch),
         totals_(scratch + plan.taps() * L),
-        prefetch_(prefetches_next_block(plan, input, grad_output)) {}
+        prefetch_(what_to_prefetch(plan, input, grad_output) == Prefetch::kBlock) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();

@@ -36,7 +36,7 @@ class GradWeight {
         packed_(sums_ + plan.sums_size()),
         zero_row_(plan.zero_rows ? packed_ + plan.rows_size() : nullptr),
         rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()),
-        prefetch_blocks_(kOrder != Order::kChannelsInPlace && prefetches_next_block(plan, input, grad_output)) {
+        prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, input, grad_output) : Prefetch::kNothing) {
     if (zero_row_) fill_zero(zero_row_, plan.zero_row_size());
   }
 
@@ -103,7 +103,10 @@ class GradWeight {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.tiling.columns);
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
-      if (prefetch_blocks_) {  // the same channels of the next image, or the next item's
+      if (prefetch_ == Prefetch::kRow) {
+        source_ahead_ = plan_.axes[1].stride * input_.spatial[1];
+        factor_ahead_ = grad_output_.spatial[1];
+      } else if (prefetch_ == Prefetch::kBlock) {  // the same channels of the next image, or the next item's
         const bool last = n + 1 == box_.n.end;
         const int64_t begin = first_vector_ * plan_.channels.lanes, end = begin + vectors_ * plan_.channels.lanes;
         const auto ahead = [&](ChannelMap map, int64_t channel, int64_t image) {
@@ -288,8 +291,8 @@ class GradWeight {
   A* const zero_row_;  // or null
   SourceRows<T, kOrder> rows_;
 
-  const bool prefetch_blocks_;
-  int64_t factor_ahead_ = 0, source_ahead_ = 0;  // what comes after the current channels of an image, or 0
+  const Prefetch prefetch_;
+  int64_t factor_ahead_ = 0, source_ahead_ = 0;  // how far ahead that is, or 0
 
   Box box_;
   int64_t vectors_, first_vector_;

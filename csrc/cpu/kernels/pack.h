@@ -177,13 +177,23 @@ bool is_contiguous(const View<T>& view, int64_t depth, int64_t height, int64_t w
          (height == 1 || view.spatial[1] == width) && (depth == 1 || view.spatial[0] == height * width);
 }
 
-// Whether a plan's next block of channels lies behind the current one in both tensors, and should be prefetched: the
-// hardware does not see it coming where a block's rows lie in many planes.
+// What a plan's rows prefetch. The hardware does not see the next block of channels coming where its rows lie in many
+// planes; of planes so large that they would leave the cache again before their use, the next row.
+enum class Prefetch { kNothing, kRow, kBlock };
+
 template <class Plan, class A, class B>
-bool prefetches_next_block(const Plan& plan, const View<A>& source, const View<B>& target) {
+Prefetch what_to_prefetch(const Plan& plan, const View<A>& source, const View<B>& target) {
   const Axis &d = plan.axes[0], &h = plan.axes[1], &w = plan.axes[2];
-  return plan.prefetch && plan.parts.d * plan.parts.h * plan.parts.w == 1 &&
-         is_contiguous(source, d.source, h.source, w.source) && is_contiguous(target, d.target, h.target, w.target);
+  if (!plan.prefetch || !is_contiguous(source, d.source, h.source, w.source) ||
+      !is_contiguous(target, d.target, h.target, w.target))
+    return Prefetch::kNothing;
+  const int64_t plane = d.source * h.source * w.source + d.target * h.target * w.target;
+  const int64_t bytes = plane * static_cast<int64_t>(sizeof(A)), block = plan.channels.width * plan.channels.lanes;
+  if (is_packed(plan.order) && block * bytes > kPrefetchedBlockBytes)  // there may be no next row
+    return plan.batch * plan.channels.channels * bytes > kPrefetchBytes && h.source_stride() <= h.source
+               ? Prefetch::kRow
+               : Prefetch::kNothing;
+  return plan.parts.d * plan.parts.h * plan.parts.w == 1 ? Prefetch::kBlock : Prefetch::kNothing;
 }
 
 // Source rows as the kernels read them: where they lie (kChannelsInPlace), or from a direct-mapped cache of packed rows. Source

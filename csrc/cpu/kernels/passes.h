@@ -95,7 +95,7 @@ inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms,
 inline bool grad_strips_pay(const Axis& h, const Axis& w, int64_t lanes, int64_t positions) {
   if (h.stride != 1 || (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7)) return false;
   if (h.kernel == 7 && w.target < 2 * lanes) return false;
-  return positions >= 80 * h.kernel && 4 * w.target >= 3 * lanes * ceil_div(w.target, lanes);
+  return positions >= 80 * h.kernel && 8 * w.target >= 5 * lanes * ceil_div(w.target, lanes);
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.

@@ -26,6 +26,7 @@ struct StripColumns {
 template <class A>
 struct StripPlane {
   const A *source, *weight;
+  bool prefetch;  // its next block; other depths of the kernel do so for the same planes
 };
 
 // out[v][i][j] = start[v] + sum over planes, rows u and columns t of the kernel
@@ -111,6 +112,8 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
           source[c] = s.planes[p].source + s.source_vectors[v] + at[c];
           mask[c] = columns.masks[c];
         }
+        if (s.planes[p].prefetch)
+          for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(source[0] + r * s.source_row + s.source_ahead);
         for (int64_t t = 0; t < s.taps; ++t) {
           const int masked = kEdge ? columns.masked[t] : 0;
           if (masked == 0) add_kernel_column<A, kRows, kKernelRows, kColumns, 0, kEdge>(s, source, mask, weight, sum);
@@ -127,11 +130,9 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
           weight += s.weight_step;
         }
       }
-      if (s.source_ahead != 0)
-        for (int64_t r = 0; r < kRows; ++r) {
-          __builtin_prefetch(s.planes[0].source + s.source_vectors[v] + at[0] + r * s.source_row + s.source_ahead);
+      if (s.out_ahead != 0)
+        for (int64_t r = 0; r < kRows; ++r)
           __builtin_prefetch(s.out + s.out_vectors[v] + at[0] + r * s.out_row + s.out_ahead, 1);
-        }
       TORCH_EXT_UNROLL
       for (int c = 0; c < kColumns; ++c) {
         A* out = s.out + s.out_vectors[v] + at[c];
@@ -172,7 +173,7 @@ class Strips {
         bias_(bias),
         target_(target),
         start_(scratch),
-        prefetch_(prefetches_next_block(plan, source, target)) {}
+        prefetch_(what_to_prefetch(plan, source, target) == Prefetch::kBlock) {}
 
   void item(int64_t index) {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
@@ -283,7 +284,8 @@ class Strips {
         planes_[s.plane_count++] = {
             source_image_ + r * source_.c + td.source * source_.spatial[0] + row * source_.spatial[1] + origin_,
             weight_ + first_vector_ * s.weight_vector +
-                ((r * plan_.axes[0].kernel + td.tap) * axis.kernel + first_tap) * kw + first_tap_};
+                ((r * plan_.axes[0].kernel + td.tap) * axis.kernel + first_tap) * kw + first_tap_,
+            prefetch_ && td.count == depths.count};
     const bool all_rows = s.first_row == 0 && s.last_row >= rows + axis.kernel - 1;
     for (int64_t i = 0; i < column_count_; ++i) {
       const bool edge = !all_rows || columns_[i].edge;  // always, for 7 rows
