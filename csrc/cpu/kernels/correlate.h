@@ -8,7 +8,8 @@
 // grad_output phase by phase of the position modulo the stride.
 //
 // An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders:
-//   kChannelsInPlace   channels are lanes and lie side by side in memory. Source rows are read where they are and every column
+//   kChannelsInPlace   channels are lanes and lie side by side in memory. Source rows are read where they are and every
+//   column
 //              of all channels of the block is finished before the next. Columns that share their taps are a segment:
 //              those at the edges leave out what would lie outside the image.
 //   kChannels  channels are lanes. Source rows are packed into a ring, with zeros outside the image.
@@ -310,7 +311,7 @@ class Correlate {
   // Of the current item
   Box box_;
   int64_t vectors_, first_vector_;
-  int64_t source_ahead_, target_ahead_;  // how far ahead that is, or 0
+  int64_t source_ahead_, target_ahead_;                              // how far ahead that is, or 0
   int64_t target_vectors_[kMaxVectors], tile_vectors_[kMaxVectors];  // where each vector lies in the target, in a tile
   Lanes<A> lanes_[kMaxVectors];
   T* target_image_;

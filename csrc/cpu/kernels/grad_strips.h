@@ -1,9 +1,9 @@
 #pragma once
 
 // The weight gradient of gradients.h where columns are lanes and lie side by side in memory: nothing is packed. A strip
-// of a few rows of grad_output by one vector of columns stays in registers, and so do the sums of all rows of the kernel
-// by some of its columns: each source vector is loaded once for all rows of the kernel that meet it. Channels are taken
-// one after the other, images inside: both tensors are read nearly in the order of memory.
+// of a few rows of grad_output by one vector of columns stays in registers, and so do the sums of all rows of the
+// kernel by some of its columns: each source vector is loaded once for all rows of the kernel that meet it. Channels
+// are taken one after the other, images inside: both tensors are read nearly in the order of memory.
 #include "pack.h"
 #include "tiles.h"
 
@@ -12,14 +12,14 @@ namespace torch_ext::cpu::TORCH_EXT_ISA {
 // `count` vectors of columns one behind the other.
 template <class A>
 struct GradColumns {
-  int64_t at, count;           // the first column
-  bool edge;                   // whether they need masks
-  const Mask<A>* factor_mask;  // of grad_output,
-  const Mask<A>* source_masks; // and of the source, for each column of the kernel
+  int64_t at, count;            // the first column
+  bool edge;                    // whether they need masks
+  const Mask<A>* factor_mask;   // of grad_output,
+  const Mask<A>* source_masks;  // and of the source, for each column of the kernel
 };
 
 struct GradRows {
-  int64_t factor, source;       // where the strip's first row lies in a plane of grad_output and, at its first tap, input
+  int64_t factor, source;  // where the strip's first row lies in a plane of grad_output and, at its first tap, input
   int64_t first_row, last_row;  // source rows, counted from there, that the image has
   bool edge;                    // whether not all are
 };
@@ -41,7 +41,7 @@ struct GradStripSum {
   int64_t factor_row, source_row;  // from row to row
   int64_t first_tap, step;
   A* sums;
-  int64_t row_sums;                     // from the sums of one row of the kernel to the next
+  int64_t row_sums;                    // from the sums of one row of the kernel to the next
   int64_t factor_ahead, source_ahead;  // what is prefetched meanwhile, or 0
 };
 

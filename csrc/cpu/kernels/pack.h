@@ -196,9 +196,9 @@ Prefetch what_to_prefetch(const Plan& plan, const View<A>& source, const View<B>
   return plan.parts.d * plan.parts.h * plan.parts.w == 1 ? Prefetch::kBlock : Prefetch::kNothing;
 }
 
-// Source rows as the kernels read them: where they lie (kChannelsInPlace), or from a direct-mapped cache of packed rows. Source
-// rows that the taps of one target row need have different slots, and rows are visited in an order in which each is
-// packed once per tile and block of taps.
+// Source rows as the kernels read them: where they lie (kChannelsInPlace), or from a direct-mapped cache of packed
+// rows. Source rows that the taps of one target row need have different slots, and rows are visited in an order in
+// which each is packed once per tile and block of taps.
 template <class T, Order kOrder>
 class SourceRows {
  public:
@@ -266,7 +266,8 @@ class SourceRows {
     for (int64_t v = 0; v < vectors_; ++v, packed += tiling_.slots[2] * kPixel) {
       fill_zero(packed, first * kPixel);
       if (count > 0) {
-        if constexpr (kOrder == Order::kPackedColumns) pack_line(from + line_[v], stride, count, packed + first, ahead_);
+        if constexpr (kOrder == Order::kPackedColumns)
+          pack_line(from + line_[v], stride, count, packed + first, ahead_);
         else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel, ahead_);
       }
       fill_zero(packed + (first + count) * kPixel, (columns_.end - existing_.end) * kPixel);
@@ -278,7 +279,7 @@ class SourceRows {
   A* ring_;
   View<const T> source_{};
   int64_t vectors_ = 0, ahead_ = 0;
-  Range columns_{}, existing_{};  // what packed rows hold, and what of it the image has
+  Range columns_{}, existing_{};                     // what packed rows hold, and what of it the image has
   int64_t vector_[kMaxVectors], line_[kMaxVectors];  // where they lie in a row, and in the tensor
   Lanes<A> lanes_[kMaxVectors];
   int64_t tags_[kMaxRows];

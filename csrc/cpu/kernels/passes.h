@@ -45,9 +45,7 @@ struct CorrelatePlan {
   }
   int64_t items() const { return parts.count() * channels.blocks(); }
   // In elements. In scratch lie the ring, the tile and the bias.
-  int64_t ring_size() const {
-    return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
-  }
+  int64_t ring_size() const { return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes; }
   int64_t tile_size() const {
     return !is_packed(order) ? 0 : tile_rows * tile_columns() * channels.max_vectors() * channels.lanes;
   }
@@ -90,8 +88,8 @@ inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms,
          columns_lie_side_by_side(axes[2], lanes, source, target);
 }
 
-// Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows. A channel costs much beside its sums, a masked vector
-// as much as a whole one.
+// Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows. A channel costs much beside its sums, a masked
+// vector as much as a whole one.
 inline bool grad_strips_pay(const Axis& h, const Axis& w, int64_t lanes, int64_t positions) {
   if (h.stride != 1 || (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7)) return false;
   if (h.kernel == 7 && w.target < 2 * lanes) return false;
@@ -99,7 +97,8 @@ inline bool grad_strips_pay(const Axis& h, const Axis& w, int64_t lanes, int64_t
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
-inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source, Layout target) {
+inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
+                                    Layout target) {
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
@@ -192,7 +191,10 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   needed = ceil_div(needed, p.channels.blocks());
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
-  p.parts.h = cut(&needed, p.axes[1].target, channels_in_place ? 1 : columns_in_place ? kStripRows * p.axes[1].classes : 4);
+  p.parts.h = cut(&needed, p.axes[1].target,
+                  channels_in_place  ? 1
+                  : columns_in_place ? kStripRows * p.axes[1].classes
+                                     : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
   // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
   Tiling two = p.tiling;
@@ -248,9 +250,7 @@ struct GradWeightPlan {
   int64_t rows_size() const {
     return !is_packed(order) ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
   }
-  int64_t ring_size() const {
-    return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes;
-  }
+  int64_t ring_size() const { return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes; }
   int64_t zero_row_size() const { return zero_rows ? tiling.slots[2] * channels.max_vectors() * channels.lanes : 0; }
   int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size(); }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
@@ -339,7 +339,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.zero_rows = is_packed(p.order) && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
   const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
   p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
-  p.prefetch = detail::is_large<T>(g, channels_in_place ? kPrefetchBytes : kPrefetchPlanesBytes) && h.stride <= h.source;
+  p.prefetch =
+      detail::is_large<T>(g, channels_in_place ? kPrefetchBytes : kPrefetchPlanesBytes) && h.stride <= h.source;
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }

@@ -46,27 +46,27 @@ Layout layout(const View<T>& view) {
 
 inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
 inline constexpr int64_t kMaxColumnTaps = 16;  // in place
-inline constexpr int64_t kStripRows = 4;       // target rows that are summed at once where columns are in place, at least
-inline constexpr int64_t kMaxReach = 16;       // columns from the first of them to the last, where columns are lanes
-inline constexpr int64_t kTapsPerSum = 128;    // a sum starts from zero again after these, to stay exact
-inline constexpr int64_t kMaxRows = 128;       // source rows that are packed at a time
-inline constexpr int64_t kMaxGroup = 8;        // column phases that share packed rows
+inline constexpr int64_t kStripRows = 4;     // target rows that are summed at once where columns are in place, at least
+inline constexpr int64_t kMaxReach = 16;     // columns from the first of them to the last, where columns are lanes
+inline constexpr int64_t kTapsPerSum = 128;  // a sum starts from zero again after these, to stay exact
+inline constexpr int64_t kMaxRows = 128;     // source rows that are packed at a time
+inline constexpr int64_t kMaxGroup = 8;      // column phases that share packed rows
 inline constexpr int64_t kMaxColumns = 128;
 inline constexpr int64_t kMinColumns = 32;
 inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channels that is read in place
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
-// Input and output that may not be in a cache, and prefetching pays: channels in place, separate planes, and planes that
-// are packed on the way to a sum that is short.
+// Input and output that may not be in a cache, and prefetching pays: channels in place, separate planes, and planes
+// that are packed on the way to a sum that is short.
 inline constexpr int64_t kPrefetchBytes = 8 << 20;
 inline constexpr int64_t kPrefetchPlanesBytes = 1 << 20;
 inline constexpr int64_t kPrefetchPackedBytes = 4 << 20;
 inline constexpr int64_t kPrefetchedBlockBytes = 1 << 19;
-inline constexpr int64_t kPartWork = 1 << 17;      // multiply-adds that are worth an item: forward and grad input,
-inline constexpr int64_t kGradPartWork = 1 << 18;  // grad weight
+inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are worth an item: forward and grad input,
+inline constexpr int64_t kGradPartWork = 1 << 18;    // grad weight
 inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
-inline constexpr int64_t kParts = 64;              // threads that the items should be able to feed
+inline constexpr int64_t kParts = 64;                // threads that the items should be able to feed
 
 // Divisions take longer than all else in a walk, and most are by 1.
 inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }

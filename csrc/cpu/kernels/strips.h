@@ -15,11 +15,11 @@ template <class A>
 struct StripColumns {
   int64_t columns;  // vectors at a time, 1 or 2
   int64_t count;
-  int64_t at[2];                    // first target column of each vector
-  int64_t stored;                   // columns of the last vector that the target has
-  uint8_t masked[kMaxColumnTaps];   // for each column of the kernel: bit c is set if source vector c needs its mask
-  const Mask<A>* masks[2];          // for each column of the kernel
-  bool edge;                        // whether any is needed
+  int64_t at[2];                   // first target column of each vector
+  int64_t stored;                  // columns of the last vector that the target has
+  uint8_t masked[kMaxColumnTaps];  // for each column of the kernel: bit c is set if source vector c needs its mask
+  const Mask<A>* masks[2];         // for each column of the kernel
+  bool edge;                       // whether any is needed
 };
 
 // A source image and the weights of one term and depth of the kernel.
@@ -117,7 +117,8 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
         for (int64_t t = 0; t < s.taps; ++t) {
           const int masked = kEdge ? columns.masked[t] : 0;
           if (masked == 0) add_kernel_column<A, kRows, kKernelRows, kColumns, 0, kEdge>(s, source, mask, weight, sum);
-          else if (masked == 1) add_kernel_column<A, kRows, kKernelRows, kColumns, 1, kEdge>(s, source, mask, weight, sum);
+          else if (masked == 1)
+            add_kernel_column<A, kRows, kKernelRows, kColumns, 1, kEdge>(s, source, mask, weight, sum);
           else if constexpr (kColumns == 2) {
             if (masked == 2) add_kernel_column<A, kRows, kKernelRows, kColumns, 2, kEdge>(s, source, mask, weight, sum);
             else add_kernel_column<A, kRows, kKernelRows, kColumns, 3, kEdge>(s, source, mask, weight, sum);
@@ -138,7 +139,8 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
         A* out = s.out + s.out_vectors[v] + at[c];
         TORCH_EXT_UNROLL
         for (int r = 0; r < kRows; ++r) {
-          if (kEdge && kColumns == 1 && columns.stored < L) store_partial(out + r * s.out_row, sum[r][c], columns.stored);
+          if (kEdge && kColumns == 1 && columns.stored < L)
+            store_partial(out + r * s.out_row, sum[r][c], columns.stored);
           else sum[r][c].store(out + r * s.out_row);
         }
         at[c] += kColumns * L;
@@ -233,6 +235,7 @@ class Strips {
       for (int64_t c = 0; c < columns.columns; ++c) {
         const int64_t at = std::max(std::min(j + c * L, positions.end - L), positions.begin), source = at + origin_;
         columns.at[c] = at;
+        columns.masks[c] = masks_[0];
         if (source >= 0 && source + (p.taps - 1) * step_ + L <= w.source && size(positions) >= L) {
           inside &= at == j + c * L;
           continue;
