@@ -1,5 +1,7 @@
 #include "kernel_case.h"
 
+#include <array>
+
 namespace torch_ext::test {
 namespace {
 
@@ -82,6 +84,60 @@ TEST_P(Depthwise, LongRowsOfLargeKernelsAndMultipliers) {
       std::swap(c.in_channels, c.out_channels);
       check_all(c);
     }
+}
+
+// Columns in place: strips of 4, 5 and 7 rows by one and two vectors of columns, masked at all edges.
+TEST_P(Depthwise, Strips) {
+  int i = 0;
+  for (int64_t height : {4, 5, 6, 7, 8, 9, 11, 14})
+    for (int64_t width : {5, 7, 8, 9, 12, 15, 16, 17, 24, 37})
+      for (int64_t kernel : {3, 5, 7}) {
+        Case c = square(3, width, kernel, kernel / 2);
+        c.in[0] = height;
+        c.kernel[1] = std::array{3, 5, 7, 1, 2, 11}[i % 6];
+        c.padding = {kernel / 2 + i % 2, kernel / 2 + i % 3, i % 5, i % 7};
+        c.batch = 1 + i % 3;
+        if (width + c.padding[2] + c.padding[3] < c.kernel[1]) c.kernel[1] = 1;
+        c.input_layout = i % 2 ? Layout::kPitched : Layout::kContiguous;
+        c.output_layout = i % 4 < 2 ? Layout::kPitched : Layout::kContiguous;
+        ++i;
+        check<float>(table(), c, Fill::kIntegers);
+        check<double>(table(), c, Fill::kNormal);
+      }
+}
+
+TEST_P(Depthwise, StripsOfDilatedKernelsDepthsAndMultipliers) {
+  int i = 0;
+  for (int64_t dilation : {1, 2, 3, 6})
+    for (int64_t width : {8, 19, 28, 40})
+      for (int64_t multiplier : {1, 2, 3}) {
+        Case c = square(2, width, 3, dilation);
+        c.in = {1 + i % 3, 8 + i % 21, width};
+        c.kernel = {1 + i % 2, 3 + i % 2 * 2, 3};
+        c.stride = {1, 1, 1};
+        c.dilation = {1, dilation, 1 + (dilation + i) % 6};
+        c.padding = {i % 2, 1, 2 * dilation, dilation, i % 17, (i + 5) % 17};
+        c.out_channels *= multiplier;
+        c.batch = 1 + i % 4;
+        ++i;
+        for (int swap = 0; swap < 2; ++swap) {
+          check<float>(table(), c, Fill::kIntegers);
+          check<double>(table(), c, Fill::kNormal);
+          std::swap(c.in_channels, c.out_channels);
+        }
+      }
+}
+
+// So many images, or rows, that the sums of a weight gradient are moved to totals in between.
+TEST_P(Depthwise, StripsOfManyPositions) {
+  for (const Sizes& in : {Sizes{7, 7}, Sizes{14, 14}, Sizes{530, 20}, Sizes{9, 2100}, Sizes{1, 5000}}) {
+    Case c = square(2, 0, 3, 1);
+    c.in = in;
+    if (in[0] == 1) c.kernel[0] = 1, c.padding[0] = c.padding[1] = 0;
+    c.batch = in[0] < 20 && in[1] < 20 ? 70 : 2;
+    check<float>(table(), c, Fill::kIntegers);
+    check<float>(table(), c, Fill::kNormal);
+  }
 }
 
 // Sums of so many taps are taken in several goes, and the last vector of channels overlaps the one before.
@@ -340,6 +396,30 @@ TEST(DepthwisePlans, ScratchIsBoundedForOddAxes) {
     check_type(float{});
     check_type(double{});
   }
+}
+
+TEST(DepthwisePlans, Orders) {
+  using cpu::Order;
+  const auto expect_orders = [](const Case& c, auto type, cpu::Layout layout, Order correlate, Order grad_weight) {
+    SCOPED_TRACE(c.text());
+    using T = decltype(type);
+    const Geometry g = c.geometry();
+    EXPECT_EQ(cpu::plan_correlate<T>(g, false, layout, layout).order, correlate);
+    EXPECT_EQ(cpu::plan_correlate<T>(g, true, layout, layout).order, correlate);
+    EXPECT_EQ(cpu::plan_grad_weight<T>(g, layout, layout).order, grad_weight);
+  };
+  Case c = square(144, 56, 3, 1);
+  const cpu::Layout contiguous{56 * 56, 1}, channels_last{1, 144};
+  expect_orders(c, float{}, contiguous, Order::kColumnsInPlace, Order::kColumnsInPlace);
+  expect_orders(c, double{}, contiguous, Order::kColumnsInPlace, Order::kColumnsInPlace);
+  expect_orders(c, float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  expect_orders(c, BFloat16{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
+  expect_orders(c, BFloat16{}, channels_last, Order::kPackedChannels, Order::kPackedChannels);
+  c.kernel = {31, 31}, c.padding = {15, 15, 15, 15};
+  expect_orders(c, float{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
+  c = square(144, 56, 3, 1);
+  c.stride = {2, 2};
+  expect_orders(c, float{}, contiguous, Order::kPackedChannels, Order::kPackedChannels);
 }
 
 TEST(DepthwisePlans, FeedSixtyFourThreads) {

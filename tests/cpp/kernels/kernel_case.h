@@ -48,7 +48,8 @@ T nan_of() {
 
 enum class Fill { kIntegers, kNormal, kConstant };
 
-enum class Layout { kContiguous, kChannelsLast, kSliced, kExpanded, kBatchLast };
+// kPitched: columns side by side, NaN behind each row; kSliced: NaN behind each element, too.
+enum class Layout { kContiguous, kChannelsLast, kSliced, kExpanded, kBatchLast, kPitched };
 
 // A tensor [n, c, d, h, w] in a buffer that ends with its last element, so that AddressSanitizer sees any step beyond.
 template <class T>
@@ -64,7 +65,7 @@ struct Tensor {
     int64_t stride = layout == Layout::kSliced ? 2 : 1;
     for (int axis : order[layout == Layout::kBatchLast ? 2 : layout == Layout::kChannelsLast]) {
       strides[axis] = stride;
-      stride *= sizes[axis] + (layout == Layout::kSliced ? 1 : 0);
+      stride *= sizes[axis] + (layout == Layout::kSliced || layout == Layout::kPitched ? 1 : 0);
     }
     // A channel and a column that stand for all, as expand() makes them.
     if (layout == Layout::kExpanded) strides[1] = 0, strides[4] = 0;
