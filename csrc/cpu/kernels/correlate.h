@@ -7,13 +7,13 @@
 // with channel and position as plan.h describes them: forward reads the input with the stride, grad input reads
 // grad_output phase by phase of the position modulo the stride.
 //
-// An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders:
-//   kChannelsInPlace   channels are lanes and lie side by side in memory. Source rows are read where they are and every
-//   column
-//              of all channels of the block is finished before the next. Columns that share their taps are a segment:
-//              those at the edges leave out what would lie outside the image.
-//   kChannels  channels are lanes. Source rows are packed into a ring, with zeros outside the image.
-//   kColumns   columns are lanes: the same ring, one channel a row, and a weight is one number for all lanes.
+// An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders (the
+// fourth, kColumnsInPlace, is in strips.h):
+//   kChannelsInPlace  channels are lanes and lie side by side in memory. Source rows are read where they are and every
+//                     column of all channels of the block is finished before the next. Columns that share their taps
+//                     are a segment: those at the edges leave out what would lie outside the image.
+//   kPackedChannels   channels are lanes. Source rows are packed into a ring, with zeros outside the image.
+//   kPackedColumns    columns are lanes: the same ring, one channel a row, and a weight is one number for all lanes.
 // Rows outside the image are left out. If all taps' rows fit in the ring, a target row is summed in registers and
 // stored once; else blocks of taps sweep over a tile of sums, so that the ring stays in the cache for kernels of any
 // size. Sums are in Acc<T> in a fixed order, and are rounded once. The weight is packed as [vector][term][tap][lane],
