@@ -162,12 +162,17 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
     }
     return end;
   }
+  // Vectors lie side by side; the last one may overlap the one before.
+  const int64_t first_source = r.source_vectors[0], last = r.vectors - 1,
+                source_step = last > 1 ? r.source_vectors[1] - first_source : kLanes<A>,
+                out_step = last > 1 ? r.out_vectors[1] - r.out_vectors[0] : kLanes<A>;
+  const int64_t source_shift = first_source + last * source_step - r.source_vectors[last],
+                out_shift = r.out_vectors[0] + last * out_step - r.out_vectors[last];
   for (; column + kColumns <= columns; column += kColumns) {
-    int64_t weight_offset = r.weight_offset;
+    int64_t source_offset = r.source_offset + first_source + column * stride, weight_offset = r.weight_offset;
     const A* start = r.start;
-    for (int64_t v = 0; v < r.vectors; ++v) {
-      const int64_t source_offset = r.source_offset + r.source_vectors[v] + column * stride;
-      A* out = r.out + r.out_vectors[v] + column * r.out_stride;
+    A* out = r.out + r.out_vectors[0] + column * r.out_stride;
+    for (int64_t v = r.vectors; v > 0; --v) {
       if (kStride == 0 && r.prefetch && v % 2 == 0) {  // two vectors are a cache line
         for (int64_t row = 0; row < r.ahead_rows; ++row) {
           const A* line = r.ahead + row * r.ahead_row_stride + source_offset;
@@ -175,8 +180,11 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
         }
         for (int j = 0; j < kColumns; ++j) __builtin_prefetch(out + r.out_ahead + j * r.out_stride, 1);
       }
+      if (v == 1) source_offset -= source_shift, out -= out_shift;
       tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset, weight_offset, start, out);
+      source_offset += source_step;
       weight_offset += r.weight_vector;
+      out += out_step;
       if (start) start += kLanes<A>;
     }
   }
