@@ -55,6 +55,18 @@ def test_one_channel_to_many_is_dense(isa: str, n: int) -> None:
     assert depthwise(n, BF16, "forward", c=1, m=2) == WIDENED
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_few_channels_to_many_with_a_stride_are_nearly_dense(isa: str, n: int, output: str) -> None:
+    ours = depthwise(n, F64, output)
+    assert depthwise(n, F32, output, c=2, m=8, stride=2) == ATEN
+    assert depthwise(n, F32, output, c=3, m=9, stride=3) == ATEN
+    assert depthwise(n, F32, output, c=2, m=8) == ours
+    assert depthwise(n, F32, output, c=2, m=7, stride=2) == ours
+    assert depthwise(n, F32, output, c=4, m=8, stride=2) == ours
+    assert depthwise(n, F64, output, c=2, m=8, stride=2) == ours
+
+
 @pytest.mark.skipif("avx512" not in ISAS, reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("dtype", testing.dtypes)
