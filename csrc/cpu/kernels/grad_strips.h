@@ -86,10 +86,9 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
         for (int64_t k = 0; k < columns->count; ++k, from += L, source += L) {
           keep_apart(from);
           if (s.factor_ahead != 0)
-            for (int64_t r = 0; r < kRows; ++r) {
-              __builtin_prefetch(from + r * s.factor_row + s.factor_ahead);
-              __builtin_prefetch(source + r * s.source_row + s.source_ahead);
-            }
+            for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(from + r * s.factor_row + s.factor_ahead);
+          if (s.source_ahead != 0)
+            for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(source + r * s.source_row + s.source_ahead);
           Vec<A> factor[kRows];
           if (kEdge && columns->edge) {
             TORCH_EXT_UNROLL
@@ -169,7 +168,8 @@ class GradStrips {
     int64_t count;
     bool edges, insides;  // whether any tile lies at an edge, and any inside
   };
-  static constexpr int64_t kMaxEdges = 2 * (kMaxReach / L + 2), kMaxPlanes = 64, kMaxStrips = 128;
+  static constexpr int64_t kMaxPlanes = 64, kMaxStrips = 128;
+  static constexpr int64_t kMaxStripColumns = kShortSum / 4;  // 4 rows of them are a short sum
 
   void add_to_totals() {
     if (!has_totals_) fill_zero(totals_, 2 * plan_.taps() * L);
@@ -231,7 +231,7 @@ class GradStrips {
       factor_ahead_ = (plan_.output_map(c + 1) - plan_.output_map(c)) * grad_output_.c;
       source_ahead_ = (plan_.input_map(c + 1) - plan_.input_map(c)) * input_.c;
     }
-    const int64_t columns = box_.w.end - box_.w.begin, tiles = ceil_div(columns, kShortSum);
+    const int64_t columns = box_.w.end - box_.w.begin, tiles = ceil_div(columns, kMaxStripColumns);
     for (int64_t i = 0; i < tiles * d.kernel; ++i) {
       const int64_t td = i % d.kernel;
       const Range tile = part(columns, tiles, i / d.kernel);
@@ -315,7 +315,7 @@ class GradStrips {
     s.columns = columns_;
     s.column_count = column_count_;
     s.factor_row = h.classes * grad_output_.spatial[1];
-    s.source_row = h.dilation * input_.spatial[1];
+    s.source_row = h.kernel > 1 ? h.dilation * input_.spatial[1] : 0;
     s.step = w.dilation * input_.spatial[2];
     s.row_sums = w.kernel * L;
     s.factor_ahead = factor_ahead_;
@@ -348,10 +348,10 @@ class GradStrips {
   int64_t end_;     // and the row behind them, counted in its class
   GradRows strips_[kMaxStrips];
   Strips groups_[3];
-  GradColumns<A> columns_[2 * kMaxEdges + 1];
+  GradColumns<A> columns_[2 * kMaxEdges<A> + 1];
   int64_t column_count_;
   Range range_{};  // of columns
-  Mask<A> masks_[kMaxEdges][(1 + kMaxColumnTaps) * L];
+  Mask<A> masks_[kMaxEdges<A>][(1 + kMaxColumnTaps) * L];
 };
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

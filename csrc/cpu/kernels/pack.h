@@ -43,6 +43,10 @@ struct Lanes {
   }
 };
 
+// Elements in a cache line.
+template <class T>
+inline constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+
 // packed[column][lane] for `columns` columns that all exist. What lies `ahead` elements further is prefetched, unless
 // that is 0.
 template <class T>
@@ -64,7 +68,7 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       if (n == L && lanes.count == L) {
         TORCH_EXT_UNROLL
         for (int64_t i = 0; i < L; ++i) square[i] = load_wide(row + lanes.offset[i] + j);
-        if (ahead != 0)
+        if (ahead != 0 && j % kLine<T> == 0)
           for (int64_t i = 0; i < L; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
         transpose(square);
         TORCH_EXT_UNROLL
@@ -73,7 +77,7 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       }
       for (int64_t i = 0; i < L; ++i)
         square[i] = i < lanes.count ? load_partial(row + lanes.offset[i] + j, n) : V::zero();
-      if (ahead != 0)
+      if (ahead != 0 && j % kLine<T> == 0)
         for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
       transpose(square);
       for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * L);
@@ -107,7 +111,7 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
       if (columns >= L && j > columns - L) j = columns - L;
       const int64_t n = columns - j < L ? columns - j : L;
       V square[L];
-      if (ahead != 0)
+      if (ahead != 0 && j % kLine<T> == 0)
         for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead, 1);
       if (n == L && lanes.count == L) {
         TORCH_EXT_UNROLL
@@ -129,7 +133,7 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
 
 template <bool kWrite, class T>
 void prefetch_line(const T* line, int64_t elements) {
-  for (int64_t i = 0; i < elements; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(line + i, kWrite);
+  for (int64_t i = 0; i < elements; i += kLine<T>) __builtin_prefetch(line + i, kWrite);
 }
 
 // The same for one channel, columns as lanes. Up to a vector beyond the last packed column is written, too.

@@ -90,7 +90,9 @@ inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms,
 
 // Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows. A channel costs much beside its sums, a masked
 // vector as much as a whole one.
-inline bool grad_strips_pay(const Axis& h, const Axis& w, int64_t lanes, int64_t positions) {
+inline bool grad_strips_pay(const Triple<Axis>& axes, int64_t lanes, int64_t positions) {
+  const Axis &h = axes[1], &w = axes[2];
+  if (h.dilation > h.source || axes[0].kernel * h.kernel * w.kernel > kMaxBlockTaps) return false;
   if (h.stride != 1 || (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7)) return false;
   if (h.kernel == 7 && w.target < 2 * lanes) return false;
   return positions >= 80 * h.kernel && 8 * w.target >= 5 * lanes * ceil_div(w.target, lanes);
@@ -232,13 +234,16 @@ struct GradWeightPlan {
   Tiling tiling;
   int64_t tile_rows;  // rows of grad_output whose products are summed in registers
   Shared shared;
-  bool zero_rows;  // a row of zeros stands for rows outside the image: few runs pay for short ones
-  bool prefetch;   // as in CorrelatePlan
+  // A row of zeros stands for rows outside the image: few runs pay for short ones. As with columns outside, an infinite
+  // grad_output makes NaN of the weights that meet it there.
+  bool zero_rows;
+  bool prefetch;  // as in CorrelatePlan
   Parts parts;
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
+  bool strips() const { return order == Order::kColumnsInPlace; }  // of one channel after the other
   int64_t items() const { return parts.count() * channels.blocks(); }
   // Columns of a packed row of grad_output; the last vector of columns may be a part.
   int64_t row_columns() const {
@@ -246,7 +251,7 @@ struct GradWeightPlan {
   }
   // In elements. In scratch lie for each tap of a block a short sum, a total and its error; packed rows of grad_output;
   // and the ring.
-  int64_t sums_size() const { return 3 * block_taps() * channels.max_vectors() * lanes; }
+  int64_t sums_size() const { return 3 * block_taps() * (strips() ? 1 : channels.max_vectors()) * lanes; }
   int64_t rows_size() const {
     return !is_packed(order) ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
   }
@@ -260,9 +265,8 @@ struct GradWeightPlan {
   }
 };
 
-inline constexpr int64_t kMaxBlockTaps = 1024;  // times vectors
-inline constexpr int64_t kSumPositions = 512;   // of grad_output, summed in registers
-inline constexpr int64_t kShortSum = 2048;      // positions whose sums are added before they go to a total
+inline constexpr int64_t kSumPositions = 512;  // of grad_output, summed in registers
+inline constexpr int64_t kShortSum = 2048;     // positions whose sums are added before they go to a total
 inline constexpr int64_t kMaxSumColumns = 64;
 inline constexpr int64_t kMaxTileRows = 16;
 inline constexpr int64_t kSlicePositions = 1024;  // a slice has more, so that its borders cost little
@@ -295,7 +299,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                  detail::reads_channels_in_place(p.axes, channels, p.lanes, input, grad_output);
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const bool columns_in_place = !convert && detail::columns_lie_side_by_side(w, p.lanes, input, grad_output) &&
-                                detail::grad_strips_pay(h, w, p.lanes, positions);
+                                detail::grad_strips_pay(p.axes, p.lanes, positions);
   p.order = channels_in_place                                                     ? Order::kChannelsInPlace
             : columns_in_place                                                    ? Order::kColumnsInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
@@ -315,7 +319,6 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       break;
     case Order::kColumnsInPlace:
       p.channels = cut_channels(channels, 1, false, 4, detail::channels_at_once(p.axes, 4), blocks);
-      max_columns = kMaxSumColumns * p.lanes;
       break;
     case Order::kPackedColumns:
       p.channels = cut_channels(channels, 1, false, 4, 8, blocks);
@@ -323,8 +326,10 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       max_columns = kMaxSumColumns * p.lanes;
       break;
   }
-  p.tiling =
-      make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
+  if (columns_in_place) p.tiling = {w.target, 1, p.kernel(), {{1, 1, 0}}, true};
+  else
+    p.tiling =
+        make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
   if (p.order == Order::kPackedColumns) round_columns(&p.tiling, p.lanes);
 
   // Rows whose taps interleave with no others' are summed together.

@@ -46,11 +46,13 @@ Layout layout(const View<T>& view) {
 
 inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
 inline constexpr int64_t kMaxColumnTaps = 16;  // in place
-inline constexpr int64_t kStripRows = 4;     // target rows that are summed at once where columns are in place, at least
-inline constexpr int64_t kMaxReach = 16;     // columns from the first of them to the last, where columns are lanes
-inline constexpr int64_t kTapsPerSum = 128;  // a sum starts from zero again after these, to stay exact
-inline constexpr int64_t kMaxRows = 128;     // source rows that are packed at a time
-inline constexpr int64_t kMaxGroup = 8;      // column phases that share packed rows
+inline constexpr int64_t kStripRows =
+    4;  // fewest rows in a strip: target rows that are summed at once, columns in place
+inline constexpr int64_t kMaxReach = 16;        // columns from the first of them to the last, where columns are lanes
+inline constexpr int64_t kTapsPerSum = 128;     // a sum starts from zero again after these, to stay exact
+inline constexpr int64_t kMaxBlockTaps = 1024;  // of a weight gradient, times vectors
+inline constexpr int64_t kMaxRows = 128;        // source rows that are packed at a time
+inline constexpr int64_t kMaxGroup = 8;         // column phases that share packed rows
 inline constexpr int64_t kMaxColumns = 128;
 inline constexpr int64_t kMinColumns = 32;
 inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channels that is read in place
@@ -67,6 +69,10 @@ inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are w
 inline constexpr int64_t kGradPartWork = 1 << 18;    // grad weight
 inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
 inline constexpr int64_t kParts = 64;                // threads that the items should be able to feed
+
+// Vectors of columns that may need masks, in place.
+template <class A>
+inline constexpr int64_t kMaxEdges = 2 * (kMaxReach / kLanes<A> + 2);
 
 // Divisions take longer than all else in a walk, and most are by 1.
 inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }

@@ -1,10 +1,10 @@
 #pragma once
 
 // The correlation of correlate.h where columns are lanes and lie side by side in memory: nothing is packed. Strips of
-// 4 or 5 target rows by two vectors of columns stay in registers. For each column of the kernel, the weights of its
-// rows do so too, and each source vector is loaded once for all target rows that need it: the loads are far fewer than
-// the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or columns do not
-// divide, the last strip overlaps the one before.
+// 4 or 5 target rows by two vectors of columns, or 7 by one, stay in registers. For each column of the kernel, the
+// weights of its rows do so too, and each source vector is loaded once for all target rows that need it: the loads are
+// far fewer than the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or
+// columns do not divide, the last strip overlaps the one before.
 #include "pack.h"
 #include "tiles.h"
 
@@ -197,8 +197,6 @@ class Strips {
   }
 
  private:
-  static constexpr int64_t kMaxEdges = 2 * (kMaxReach / L + 2);
-
   void start_block(int64_t block, int64_t n) {
     vectors_ = plan_.channels.vectors(block);
     first_vector_ = block * plan_.channels.width;
@@ -218,7 +216,7 @@ class Strips {
     positions_ = positions;
     const Axis& w = plan_.axes[2];
     const Phase p = w.phase(0);
-    step_ = std::abs(p.step);
+    step_ = p.taps > 1 ? std::abs(p.step) : 0;
     origin_ = std::min(p.origin, p.origin + (p.taps - 1) * p.step);  // source of the first tap of column 0
     first_tap_ = p.step > 0 ? 0 : p.taps - 1;
     column_count_ = 0;
@@ -312,9 +310,9 @@ class Strips {
   A* target_image_;
   int64_t origin_, step_, first_tap_;
   Range positions_{};
-  StripColumns<A> columns_[kMaxEdges + 3];
+  StripColumns<A> columns_[kMaxEdges<A> + 3];
   int64_t column_count_;
-  Mask<A> masks_[kMaxEdges][kMaxColumnTaps * L];
+  Mask<A> masks_[kMaxEdges<A>][kMaxColumnTaps * L];
   StripPlane<A> planes_[kMaxRows];
 };
 

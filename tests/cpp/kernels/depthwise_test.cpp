@@ -128,15 +128,31 @@ TEST_P(Depthwise, StripsOfDilatedKernelsDepthsAndMultipliers) {
       }
 }
 
+// More taps than other orders take at a time, and taps that no image reaches.
+TEST_P(Depthwise, StripsOfManyOrDistantTaps) {
+  for (const Case& c :
+       {Case{1, 1, 1, 1, {45, 5, 40}, {43, 3, 1}, {1, 1, 1}, {0, 0, 1, 1, 0, 0}, {1, 1, 1}},
+        Case{1, 3, 3, 3, {8, 12, 40}, {7, 7, 16}, {1, 1, 1}, {0, 0, 3, 3, 7, 8}, {1, 1, 1}},
+        Case{1, 2, 2, 2, {12, 40}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {int64_t{1} << 60, 1}},
+        Case{1, 2, 2, 2, {12, 40}, {3, 1}, {1, 1}, {1, 1, 0, 0}, {1, int64_t{1} << 60}},
+        Case{
+            1, 2, 2, 2, {12, 40}, {3, 3}, {1, 1}, {int64_t{1} << 60, int64_t{1} << 60, 1, 1}, {int64_t{1} << 60, 1}}}) {
+    check<float>(table(), c, Fill::kIntegers);
+    check<double>(table(), c, Fill::kNormal);
+  }
+}
+
 // So many images, or rows, that the sums of a weight gradient are moved to totals in between.
 TEST_P(Depthwise, StripsOfManyPositions) {
-  for (const Sizes& in : {Sizes{7, 7}, Sizes{14, 14}, Sizes{530, 20}, Sizes{9, 2100}, Sizes{1, 5000}}) {
+  for (const Sizes& in :
+       {Sizes{7, 7}, Sizes{14, 14}, Sizes{530, 20}, Sizes{9, 2100}, Sizes{1, 5000}, Sizes{200, 2048}}) {
     Case c = square(2, 0, 3, 1);
     c.in = in;
     if (in[0] == 1) c.kernel[0] = 1, c.padding[0] = c.padding[1] = 0;
     c.batch = in[0] < 20 && in[1] < 20 ? 70 : 2;
     check<float>(table(), c, Fill::kIntegers);
     check<float>(table(), c, Fill::kNormal);
+    check<float>(table(), c, Fill::kConstant);
   }
 }
 
