@@ -295,8 +295,9 @@ class GradStrips {
         GradRows& strip = strips_[listed];
         strip.factor = at * grad_output_.spatial[1];
         strip.source = source * input_.spatial[1] - plan_.axes[2].pad * input_.spatial[2];
-        strip.first_row = source < 0 ? ceil_div(-source, h.dilation) : 0;
-        strip.last_row = source < h.source ? divide(h.source - 1 - source, h.dilation) + 1 : 0;
+        const Range inside = positions_inside(source, h.dilation, h.source);
+        strip.first_row = inside.begin;
+        strip.last_row = inside.end;
         strip.edge = strip.first_row > 0 || strip.last_row < sizes[i] + h.kernel - 1;
         groups_[i].edges |= strip.edge;
         groups_[i].insides |= !strip.edge && inside_columns;

@@ -44,10 +44,9 @@ Layout layout(const View<T>& view) {
   return {view.c, view.spatial[2]};
 }
 
-inline constexpr int64_t kMaxVectors = 64;     // in a block of channels
-inline constexpr int64_t kMaxColumnTaps = 16;  // in place
-inline constexpr int64_t kStripRows =
-    4;  // fewest rows in a strip: target rows that are summed at once, columns in place
+inline constexpr int64_t kMaxVectors = 64;      // in a block of channels
+inline constexpr int64_t kMaxColumnTaps = 16;   // in place
+inline constexpr int64_t kStripRows = 4;        // fewest in a strip: target rows summed at once, columns in place
 inline constexpr int64_t kMaxReach = 16;        // columns from the first of them to the last, where columns are lanes
 inline constexpr int64_t kTapsPerSum = 128;     // a sum starts from zero again after these, to stay exact
 inline constexpr int64_t kMaxBlockTaps = 1024;  // of a weight gradient, times vectors
@@ -78,6 +77,11 @@ inline constexpr int64_t kMaxEdges = 2 * (kMaxReach / kLanes<A> + 2);
 inline int64_t divide(int64_t a, int64_t b) { return b == 1 ? a : a / b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return divide(a - 1, b) + 1; }  // a, b >= 1
 inline int64_t size(Range r) { return r.end > r.begin ? r.end - r.begin : 0; }
+
+// Which of the positions first, first + unit, ... lie in [0, size), counted from the first.
+inline Range positions_inside(int64_t first, int64_t unit, int64_t size) {
+  return {first < 0 ? ceil_div(-first, unit) : 0, first < size ? divide(size - 1 - first, unit) + 1 : 0};
+}
 
 // Part `index` of [0, total) cut into `parts` nearly equal ranges.
 inline Range part(int64_t total, int64_t parts, int64_t index) {
@@ -324,8 +328,6 @@ struct Channels {
   int64_t max_vectors() const { return width + overlap; }
   int64_t vectors(int64_t block) const { return block + 1 < blocks() ? width : all_vectors() - block * width; }
   int64_t first(int64_t vector) const { return overlap ? std::min(vector * lanes, channels - lanes) : vector * lanes; }
-  // By how much the last vector of a block lies before its place.
-  int64_t shift(int64_t block) const { return overlap && block + 1 == blocks() ? all_vectors() * lanes - channels : 0; }
 };
 
 // Blocks of nearly the same number of vectors, at most `most` and at least `least`, many enough for `parts` parts.

@@ -262,8 +262,9 @@ class Strips {
     const int64_t row = p.source(h, p.step > 0 ? 0 : p.taps - 1), unit = axis.unit;  // the first source row
     StripSum<A> s;
     s.source_row = unit * source_.spatial[1];
-    s.first_row = row < 0 ? ceil_div(-row, unit) : 0;
-    s.last_row = row < axis.source ? divide(axis.source - 1 - row, unit) + 1 : 0;
+    const Range inside = positions_inside(row, unit, axis.source);
+    s.first_row = inside.begin;
+    s.last_row = inside.end;
     const int64_t kw = plan_.axes[2].kernel, first_tap = p.step > 0 ? 0 : p.taps - 1;
     s.weight_row = p.step > 0 ? kw : -kw;
     s.weight_step = first_tap_ == 0 ? 1 : -1;
