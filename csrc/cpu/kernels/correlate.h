@@ -166,7 +166,7 @@ class Correlate {
         for (int64_t j = positions.begin, next; j < end; j = next) {
           const int64_t source = p.source(j, 0);
           const Range t = p.clip(source, source, w.source, taps);
-          next = std::min(end, j + p.same_taps(source, w.source, t));
+          next = std::min(end, j + p.same_taps(source, w.source, taps, t));
           add_spread(p, f + (j - positions.begin) * group, j, next - j, t);
         }
       } else {

@@ -1,18 +1,23 @@
 #pragma once
 
-// The weight gradient of gradients.h where columns are lanes and lie side by side in memory: nothing is packed. A strip
-// of a few rows of grad_output by one vector of columns stays in registers, and so do the sums of all rows of the
-// kernel by some of its columns: each source vector is loaded once for all rows of the kernel that meet it. Channels
-// are taken one after the other, images inside: both tensors are read nearly in the order of memory.
+// The weight gradient of gradients.h where lanes lie side by side in memory: nothing is packed. A strip of a few rows
+// of grad_output by one vector of columns, or one column of a vector of channels, stays in registers, and so do the
+// sums of all rows of the kernel by some of its columns: each source vector is loaded once for all rows of the kernel
+// that meet it.
+//   kColumnsInPlace   one channel after the other, images inside; loads at the edges are masked.
+//   kChannelsInPlace  a few rows or images of a block of channels, one vector of them after the other; at the edges,
+//   the
+//                     taps that lie outside the image are left out.
+// Either way, both tensors are read nearly in the order of memory.
 #include "pack.h"
 #include "tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// `count` vectors of columns one behind the other.
+// `count` vectors one behind the other.
 template <class A>
 struct GradColumns {
-  int64_t at, count;            // the first column
+  int64_t at, count;            // the first one's column
   bool edge;                    // whether they need masks
   const Mask<A>* factor_mask;   // of grad_output,
   const Mask<A>* source_masks;  // and of the source, for each column of the kernel
@@ -29,23 +34,27 @@ struct GradPlane {
   const A *factor, *source;
 };
 
-// sums[u][t] += sum over planes, strips, rows r and columns j of factor[r][j] * source[r + u][j + t * step]
+// sums[u][t] += sum over planes, strips, rows r and columns j of
+//               factor[r][j] * source[r * stride + u][j * stride + t * step]
 template <class A>
 struct GradStripSum {
   const GradPlane<A>* planes;
   int64_t plane_count;
+  int64_t factor_offset, source_offset;  // in a plane
   const GradRows* strips;
   int64_t strip_count;
   const GradColumns<A>* columns;
   int64_t column_count;
-  int64_t factor_row, source_row;  // from row to row
+  int64_t factor_row, source_row;        // from row to row
+  int64_t factor_column, source_column;  // from column to column,
+  int64_t factor_vector, source_vector;  // and from vector to vector
   int64_t first_tap, step;
   A* sums;
   int64_t row_sums;                    // from the sums of one row of the kernel to the next
   int64_t factor_ahead, source_ahead;  // what is prefetched meanwhile, or 0
 };
 
-template <class A, int kRows, int kKernelRows, int kTaps, bool kMasked, bool kEdge>
+template <class A, int kRows, int kStride, int kKernelRows, int kTaps, bool kMasked, bool kEdge>
 inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>& s, const A* source,
                                                            const GradRows& rows, const Mask<A>* masks,
                                                            const Vec<A> (&factor)[kRows],
@@ -53,7 +62,7 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>
   constexpr int64_t L = kLanes<A>;
   keep_apart(masks);
   TORCH_EXT_UNROLL
-  for (int i = 0; i < kRows + kKernelRows - 1; ++i, source += s.source_row) {
+  for (int i = 0; i < (kRows - 1) * kStride + kKernelRows; ++i, source += s.source_row) {
     keep_apart(source);
     if (kEdge && (i < rows.first_row || i >= rows.last_row)) continue;
     TORCH_EXT_UNROLL
@@ -63,13 +72,14 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>
       else x = opaque(Vec<A>::load(source + t * s.step));
       TORCH_EXT_UNROLL
       for (int u = 0; u < kKernelRows; ++u)
-        if (i >= u && i - u < kRows) sum[u][t] = fma(factor[i - u], x, sum[u][t]);
+        if (i >= u && (i - u) % kStride == 0 && (i - u) / kStride < kRows)
+          sum[u][t] = fma(factor[(i - u) / kStride], x, sum[u][t]);
     }
   }
 }
 
 // Those tiles that lie at an edge, or all others.
-template <class A, int kRows, int kKernelRows, int kTaps, bool kEdge>
+template <class A, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
 __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
   constexpr int64_t L = kLanes<A>;
   const GradStripSum<A> s = strip_sum;  // as in tiles()
@@ -81,24 +91,28 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
       if (!kEdge && rows->edge) continue;
       for (const GradColumns<A>* columns = s.columns; columns < s.columns + s.column_count; ++columns) {
         if ((rows->edge || columns->edge) != kEdge) continue;
-        const A* from = plane->factor + rows->factor + columns->at;
-        const A* source = plane->source + rows->source + columns->at + s.first_tap * s.step;
-        for (int64_t k = 0; k < columns->count; ++k, from += L, source += L) {
+        const A* from = plane->factor + s.factor_offset + rows->factor + columns->at * s.factor_column;
+        const A* source =
+            plane->source + s.source_offset + rows->source + columns->at * s.source_column + s.first_tap * s.step;
+        for (int64_t k = 0; k < columns->count; ++k, from += s.factor_vector, source += s.source_vector) {
           keep_apart(from);
           if (s.factor_ahead != 0)
             for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(from + r * s.factor_row + s.factor_ahead);
           if (s.source_ahead != 0)
-            for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(source + r * s.source_row + s.source_ahead);
+            for (int64_t r = 0; r < kRows * kStride; ++r)
+              for (int64_t c = 0; c < kStride; ++c)
+                __builtin_prefetch(source + r * s.source_row + c * s.step + s.source_ahead);
           Vec<A> factor[kRows];
           if (kEdge && columns->edge) {
             TORCH_EXT_UNROLL
             for (int r = 0; r < kRows; ++r) factor[r] = load_masked(from + r * s.factor_row, columns->factor_mask);
-            add_source_rows<A, kRows, kKernelRows, kTaps, true, kEdge>(
+            add_source_rows<A, kRows, kStride, kKernelRows, kTaps, true, kEdge>(
                 s, source, *rows, columns->source_masks + s.first_tap * L, factor, sum);
           } else {
             TORCH_EXT_UNROLL
             for (int r = 0; r < kRows; ++r) factor[r] = Vec<A>::load(from + r * s.factor_row);
-            add_source_rows<A, kRows, kKernelRows, kTaps, false, kEdge>(s, source, *rows, nullptr, factor, sum);
+            add_source_rows<A, kRows, kStride, kKernelRows, kTaps, false, kEdge>(s, source, *rows, nullptr, factor,
+                                                                                 sum);
           }
         }
       }
@@ -111,30 +125,33 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
   }
 }
 
-// Columns of the kernel whose sums fit in the registers.
-inline constexpr int grad_taps_at_once(int kernel_rows) {
-  return kernel_rows == 1 ? 8 : kernel_rows == 3 ? 3 : kernel_rows == 5 ? 2 : 1;
-}
-
-template <class A, int kRows, int kKernelRows, int kTaps = grad_taps_at_once(kKernelRows)>
+template <class A, int kRows, int kStride, int kKernelRows, int kTaps = detail::grad_taps_at_once(kKernelRows)>
 void grad_strips(const GradStripSum<A>& s, int64_t taps, bool edge) {
   if constexpr (kTaps > 1)
-    if (taps < kTaps) return grad_strips<A, kRows, kKernelRows, kTaps - 1>(s, taps, edge);
-  edge ? grad_strips<A, kRows, kKernelRows, kTaps, true>(s) : grad_strips<A, kRows, kKernelRows, kTaps, false>(s);
+    if (taps < kTaps) return grad_strips<A, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
+  edge ? grad_strips<A, kRows, kStride, kKernelRows, kTaps, true>(s)
+       : grad_strips<A, kRows, kStride, kKernelRows, kTaps, false>(s);
+}
+
+template <class A, int kKernelRows, int kStride>
+void grad_strips(const GradStripSum<A>& s, int64_t rows, int64_t taps, bool edge) {
+  if constexpr (kKernelRows > 1) {
+    if (rows == 4) return grad_strips<A, 4, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 3) return grad_strips<A, 3, kStride, kKernelRows>(s, taps, edge);
+  }
+  grad_strips<A, 1, 1, kKernelRows>(s, taps, edge);
 }
 
 template <class A, int kKernelRows>
-void grad_strips(const GradStripSum<A>& s, int64_t rows, int64_t taps, bool edge) {
-  if constexpr (kKernelRows > 1) {
-    if (rows == 4) return grad_strips<A, 4, kKernelRows>(s, taps, edge);
-    if (rows == 3) return grad_strips<A, 3, kKernelRows>(s, taps, edge);
-  }
-  grad_strips<A, 1, kKernelRows>(s, taps, edge);
+void grad_strips(const GradStripSum<A>& s, int64_t rows, int64_t stride, int64_t taps, bool edge) {
+  stride == 1 ? grad_strips<A, kKernelRows, 1>(s, rows, taps, edge)
+              : grad_strips<A, kKernelRows, 2>(s, rows, taps, edge);
 }
 
-template <class A>
+template <class A, Order kOrder>
 class GradStrips {
   static constexpr int64_t L = kLanes<A>;
+  static constexpr bool kColumns = kOrder == Order::kColumnsInPlace;
 
  public:
   GradStrips(const GradWeightPlan& plan, View<const A> grad_output, View<const A> input, A* partial_sums, A* scratch)
@@ -143,20 +160,23 @@ class GradStrips {
         input_(input),
         partial_sums_(partial_sums),
         sums_(scratch),
-        totals_(scratch + plan.taps() * L),
-        prefetch_(what_to_prefetch(plan, input, grad_output) == Prefetch::kBlock) {}
+        totals_(scratch + plan.sums_size() / 3),
+        prefetch_(kColumns ? what_to_prefetch(plan, input, grad_output) == Prefetch::kBlock : plan.prefetch) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.channels.blocks(), slice = index / plan_.channels.blocks();
     box_ = plan_.slice_box(slice);
-    for (int64_t v = 0; v < plan_.channels.vectors(block); ++v) {
-      const int64_t c = block * plan_.channels.width + v;
-      fill_zero(sums_, plan_.taps() * L);
+    const int64_t first = block * plan_.channels.width, end = first + plan_.channels.vectors(block);
+    for (vector_ = first; vector_ < end; vector_ += vectors_) {
+      vectors_ = kColumns ? 1 : end - first;
+      fill_zero(sums_, vectors_ * plan_.taps() * L);
       summed_ = 0;
       has_totals_ = false;
-      channel(c);
+      sum_box();
       if (has_totals_) add_to_totals();
-      store_sums(partial_sums_ + slice * plan_.slice_size() + c * plan_.taps());
+      for (int64_t v = 0; v < vectors_; ++v)
+        store_sums(v * plan_.taps(),
+                   partial_sums_ + slice * plan_.slice_size() + (vector_ + v) * plan_.taps() * plan_.channels.lanes);
     }
   }
 
@@ -168,19 +188,31 @@ class GradStrips {
     int64_t count;
     bool edges, insides;  // whether any tile lies at an edge, and any inside
   };
+  // Some columns of the kernel, and the vectors that meet them.
+  struct Taps {
+    int64_t first, count;
+    const GradColumns<A>* columns;
+    int64_t column_count;
+  };
   static constexpr int64_t kMaxPlanes = 64, kMaxStrips = 128;
-  static constexpr int64_t kMaxStripColumns = kShortSum / 4;  // 4 rows of them are a short sum
+  static constexpr int64_t kMaxRuns = kColumns ? 2 * kMaxEdges<A> + 1 : 4 * kMaxColumnTaps;
 
   void add_to_totals() {
-    if (!has_totals_) fill_zero(totals_, 2 * plan_.taps() * L);
+    const int64_t taps = vectors_ * plan_.taps();
+    if (!has_totals_) fill_zero(totals_, 2 * taps * L);
     has_totals_ = true;
-    for (int64_t t = 0; t < plan_.taps(); ++t) add_short_sum(sums_ + t * L, totals_ + 2 * t * L);
+    for (int64_t t = 0; t < taps; ++t) add_short_sum(sums_ + t * L, totals_ + 2 * t * L);
     summed_ = 0;
   }
 
-  void store_sums(A* to) const {
-    const A* const from = has_totals_ ? totals_ : sums_;
+  // The sums of a vector, from tap `first` of all on.
+  void store_sums(int64_t first, A* to) const {
     const int64_t step = has_totals_ ? 2 * L : L;
+    const A* const from = (has_totals_ ? totals_ : sums_) + first * step;
+    if constexpr (!kColumns) {
+      for (int64_t t = 0; t < plan_.taps(); ++t) Vec<A>::load(from + t * step).store(to + t * L);
+      return;
+    }
     for (int64_t t = 0; t < plan_.taps(); t += L) {
       const int64_t count = std::min(L, plan_.taps() - t);
       Vec<A> square[L];
@@ -191,15 +223,39 @@ class GradStrips {
     }
   }
 
-  // Vectors of columns; those that lie inside the image, in one run.
   void set_columns(Range range) {
     if (range.begin == range_.begin && range.end == range_.end) return;
     range_ = range;
     listed_ = {};
+    column_count_ = taps_count_ = 0;
+    if constexpr (kColumns) list_vectors(range);
+    const int64_t taps = plan_.axes[2].kernel, at_once = detail::grad_taps_at_once(plan_.axes[1].kernel);
+    for (int64_t first = 0; first < taps; first += at_once) {
+      const Range chunk{first, std::min(taps, first + at_once)};
+      if constexpr (kColumns) taps_[taps_count_++] = {first, size(chunk), columns_, column_count_};
+      else list_channels(range, chunk);
+    }
+  }
+
+  // Columns that share the taps which lie inside the image.
+  void list_channels(Range range, Range chunk) {
+    const Axis& w = plan_.axes[2];
+    const Phase p = w.phase(0);
+    for (int64_t j = range.begin, next; j < range.end; j = next) {
+      const int64_t source = p.source(j, 0);
+      const Range taps = p.clip(source, source, w.source, chunk);
+      next = std::min(range.end, j + p.same_taps(source, w.source, chunk, taps));
+      if (size(taps) == 0) continue;
+      columns_[column_count_] = {j, next - j, false, nullptr, nullptr};
+      taps_[taps_count_++] = {taps.begin, size(taps), columns_ + column_count_++, 1};
+    }
+  }
+
+  // Vectors of columns; those that lie inside the image, in one run.
+  void list_vectors(Range range) {
     const Axis& w = plan_.axes[2];
     const Phase p = w.phase(0);
     int64_t edges = 0;
-    column_count_ = 0;
     for (int64_t j = range.begin; j < range.end; j += L) {
       const int64_t count = std::min(L, range.end - j), source = p.source(j, 0);
       const bool inside = count == L && source >= 0 && source + (p.taps - 1) * p.step + L <= w.source;
@@ -222,40 +278,37 @@ class GradStrips {
     }
   }
 
-  void channel(int64_t c) {
-    const Axis &d = plan_.axes[0], &h = plan_.axes[1];
-    const A* const factor = grad_output_.data + plan_.output_map(c) * grad_output_.c;
-    const A* const source = input_.data + plan_.input_map(c) * input_.c;
-    factor_ahead_ = source_ahead_ = 0;
-    if (prefetch_) {
-      factor_ahead_ = (plan_.output_map(c + 1) - plan_.output_map(c)) * grad_output_.c;
-      source_ahead_ = (plan_.input_map(c + 1) - plan_.input_map(c)) * input_.c;
-    }
-    const int64_t columns = box_.w.end - box_.w.begin, tiles = ceil_div(columns, kMaxStripColumns);
+  int64_t factor_channel(int64_t v) const { return plan_.output_map(plan_.channels.first(v)) * grad_output_.c; }
+  int64_t source_channel(int64_t v) const { return plan_.input_map(plan_.channels.first(v)) * input_.c; }
+
+  void sum_box() {
+    const Axis& d = plan_.axes[0];
+    const int64_t columns = box_.w.end - box_.w.begin, tiles = ceil_div(columns, plan_.tiling.columns);
     for (int64_t i = 0; i < tiles * d.kernel; ++i) {
       const int64_t td = i % d.kernel;
       const Range tile = part(columns, tiles, i / d.kernel);
       set_columns({box_.w.begin + tile.begin, box_.w.begin + tile.end});
+      first_ = i == 0;
       plane_count_ = 0;
-      const auto flush = [&] {
-        if (plane_count_ == 0) return;
-        for (int64_t first = box_.h.begin; first < std::min(box_.h.end, box_.h.begin + h.classes); ++first)
-          rows(td, first, (box_.h.end - 1 - first) / h.classes + 1);
-        plane_count_ = 0;
-      };
-      // Planes whose sums are short.
-      const int64_t most = std::clamp<int64_t>(kShortSum / (size(box_.h) * size(range_)), 1, kMaxPlanes);
+      const int64_t most = std::clamp<int64_t>(plan_.positions_at_once / (size(box_.h) * size(range_)), 1, kMaxPlanes);
       for (int64_t n = box_.n.begin; n < box_.n.end; ++n)
         for (int64_t id = box_.d.begin; id < box_.d.end; ++id) {
           const int64_t depth = d.phase(0).source(id, td);
           if (depth < 0 || depth >= d.source) continue;
-          planes_[plane_count_++] = {factor + n * grad_output_.n + id * grad_output_.spatial[0],
-                                     source + n * input_.n + depth * input_.spatial[0]};
-          if (plane_count_ == most) flush();
+          planes_[plane_count_++] = {
+              grad_output_.data + n * grad_output_.n + id * grad_output_.spatial[0],
+              input_.data + n * input_.n + depth * input_.spatial[0] - plan_.axes[2].pad * input_.spatial[2]};
+          if (plane_count_ == most) sum_planes(td);
         }
-      flush();
-      factor_ahead_ = source_ahead_ = 0;
+      if (plane_count_ > 0) sum_planes(td);
     }
+  }
+
+  void sum_planes(int64_t td) {
+    const Axis& h = plan_.axes[1];
+    for (int64_t first = box_.h.begin; first < std::min(box_.h.end, box_.h.begin + h.classes); ++first)
+      rows(td, first, (box_.h.end - 1 - first) / h.classes + 1);
+    plane_count_ = 0;
   }
 
   // The rows first, first + classes, ... of all planes.
@@ -268,19 +321,43 @@ class GradStrips {
       }
       summed_ += (end_ - begin) * size(range_) * plane_count_;
       if (summed_ > kShortSum) add_to_totals();
-      for (const Strips& strips : groups_) {
-        if (strips.insides) sum(td, strips, false);
-        if (strips.edges) sum(td, strips, true);
+      for (int64_t v = 0; v < vectors_; ++v) {
+        set_prefetch(v, begin == 0 && end_ == count ? 0 : end_ - begin);
+        for (const Strips& strips : groups_) {
+          if (strips.insides) sum(td, v, strips, false);
+          if (strips.edges) sum(td, v, strips, true);
+        }
       }
     }
   }
 
-  // Strips of 4 and 3 rows from row `begin` on, so many that their sums are short; of single rows, where these do not
-  // divide, or rows have nothing in common.
+  // What comes next: the next channel; or the next `rows` rows of a block of channels, else its next images, or else
+  // the next block.
+  void set_prefetch(int64_t v, int64_t rows) {
+    factor_ahead_ = source_ahead_ = 0;
+    if (!prefetch_ || !first_) return;
+    if (kColumns) {
+      factor_ahead_ = factor_channel(vector_ + 1) - factor_channel(vector_);
+      source_ahead_ = source_channel(vector_ + 1) - source_channel(vector_);
+    } else if (v % 2 == 0) {  // two vectors are a cache line
+      const Axis& h = plan_.axes[1];
+      const bool images = plane_count_ < size(box_.n);
+      factor_ahead_ = rows > 0 ? rows * h.classes * grad_output_.spatial[1]
+                      : images ? plane_count_ * grad_output_.n
+                               : vectors_ * L;
+      source_ahead_ = rows > 0 ? rows * h.classes * h.stride * input_.spatial[1]
+                      : images ? plane_count_ * input_.n
+                               : vectors_ * L;
+    }
+  }
+
+  // Strips of 4 and 3 rows from row `begin` on; of single rows, where these do not divide, or rows have nothing in
+  // common.
   void list_strips(int64_t first, int64_t begin, int64_t count) {
     const Axis& h = plan_.axes[1];
     const Phase p = h.phase(0);
-    const int64_t rows = std::min(count - begin, std::clamp<int64_t>(kShortSum / size(range_), 4, kMaxStrips) / 4 * 4);
+    const int64_t rows =
+        std::min(count - begin, std::clamp<int64_t>(plan_.positions_at_once / size(range_), 4, kMaxStrips) / 4 * 4);
     int64_t of_three = std::min(rows % 4 == 0 ? 0 : 4 - rows % 4, rows / 3);
     int64_t of_four = (rows - 3 * of_three) / 4;
     if (h.kernel == 1) of_three = of_four = 0;
@@ -294,11 +371,11 @@ class GradStrips {
         const int64_t at = first + row * h.classes, source = p.source(at, 0);
         GradRows& strip = strips_[listed];
         strip.factor = at * grad_output_.spatial[1];
-        strip.source = source * input_.spatial[1] - plan_.axes[2].pad * input_.spatial[2];
+        strip.source = source * input_.spatial[1];
         const Range inside = positions_inside(source, h.dilation, h.source);
         strip.first_row = inside.begin;
         strip.last_row = inside.end;
-        strip.edge = strip.first_row > 0 || strip.last_row < sizes[i] + h.kernel - 1;
+        strip.edge = strip.first_row > 0 || strip.last_row < (sizes[i] - 1) * h.row_step() + h.kernel;
         groups_[i].edges |= strip.edge;
         groups_[i].insides |= !strip.edge && inside_columns;
       }
@@ -306,29 +383,36 @@ class GradStrips {
     end_ = row;
   }
 
-  void sum(int64_t td, const Strips& strips, bool edge) {
+  void sum(int64_t td, int64_t v, const Strips& strips, bool edge) {
     const Axis &h = plan_.axes[1], &w = plan_.axes[2];
     GradStripSum<A> s{};
     s.planes = planes_;
     s.plane_count = plane_count_;
+    s.factor_offset = factor_channel(vector_ + v);
+    s.source_offset = source_channel(vector_ + v);
     s.strips = strips.first;
     s.strip_count = strips.count;
-    s.columns = columns_;
-    s.column_count = column_count_;
     s.factor_row = h.classes * grad_output_.spatial[1];
     s.source_row = h.kernel > 1 ? h.dilation * input_.spatial[1] : 0;
+    s.factor_column = grad_output_.spatial[2];
+    s.source_column = w.stride * input_.spatial[2];
+    s.factor_vector = kColumns ? L : s.factor_column;
+    s.source_vector = kColumns ? L : s.source_column;
     s.step = w.dilation * input_.spatial[2];
     s.row_sums = w.kernel * L;
-    s.factor_ahead = factor_ahead_;
-    s.source_ahead = source_ahead_;
-    for (s.first_tap = 0; s.first_tap < w.kernel; s.first_tap += grad_taps_at_once(h.kernel)) {
-      const int64_t taps = w.kernel - s.first_tap;
-      s.sums = sums_ + (td * h.kernel * w.kernel + s.first_tap) * L;
-      if (h.kernel == 1) grad_strips<A, 1>(s, strips.rows, taps, edge);
-      else if (h.kernel == 3) grad_strips<A, 3>(s, strips.rows, taps, edge);
-      else if (h.kernel == 5) grad_strips<A, 5>(s, strips.rows, taps, edge);
-      else grad_strips<A, 7>(s, strips.rows, taps, edge);
-      s.factor_ahead = s.source_ahead = 0;
+    const int64_t at_once = detail::grad_taps_at_once(h.kernel);
+    for (const Taps* taps = taps_; taps < taps_ + taps_count_; ++taps) {
+      s.columns = taps->columns;
+      s.column_count = taps->column_count;
+      s.first_tap = taps->first;
+      const bool middle = taps->first / at_once == w.kernel / 2 / at_once;  // most vectors meet these
+      s.factor_ahead = middle ? factor_ahead_ : 0;
+      s.source_ahead = middle ? source_ahead_ : 0;
+      s.sums = sums_ + (v * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
+      if (h.kernel == 1) grad_strips<A, 1>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 3) grad_strips<A, 3>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 5) grad_strips<A, 5>(s, strips.rows, h.row_step(), taps->count, edge);
+      else grad_strips<A, 7>(s, strips.rows, h.row_step(), taps->count, edge);
     }
   }
 
@@ -340,8 +424,10 @@ class GradStrips {
   const bool prefetch_;
 
   Box box_;
-  int64_t summed_;   // positions since the sums were last added to the totals
-  bool has_totals_;  // else they never were
+  int64_t vector_, vectors_;  // the first one of those that are summed side by side
+  int64_t summed_;            // positions since the sums were last added to the totals
+  bool has_totals_;           // else they never were
+  bool first_;
   int64_t factor_ahead_, source_ahead_;
   GradPlane<A> planes_[kMaxPlanes];
   int64_t plane_count_;
@@ -349,8 +435,10 @@ class GradStrips {
   int64_t end_;     // and the row behind them, counted in its class
   GradRows strips_[kMaxStrips];
   Strips groups_[3];
-  GradColumns<A> columns_[2 * kMaxEdges<A> + 1];
+  GradColumns<A> columns_[kMaxRuns];
   int64_t column_count_;
+  Taps taps_[kMaxRuns];
+  int64_t taps_count_;
   Range range_{};  // of columns
   Mask<A> masks_[kMaxEdges<A>][(1 + kMaxColumnTaps) * L];
 };

@@ -8,10 +8,11 @@
 // with position(o, t) = o * stride + t * dilation - pad.
 //
 // An item is one block of the weight's channels and one slice of the positions; blocks alone feed the threads when
-// channels are many. Lanes are channels or columns, in place or packed, as in correlate.h. Taps stay in registers while
-// one or a few rows of grad_output stream past the input rows; those sums start from zero, some of them are added, and
-// these are added with compensation: the rounding error does not grow with the number of rows. Slices are added in
-// order, so that the result is the same for every number of threads. Sums are in Acc<T>, rounded once.
+// channels are many. Lanes are channels or columns, in packed rows as in correlate.h; what is read in place is in
+// grad_strips.h. Taps stay in registers while one or a few rows of grad_output stream past the input rows; those sums
+// start from zero, some of them are added, and these are added with compensation: the rounding error does not grow with
+// the number of rows. Slices are added in order, so that the result is the same for every number of threads. Sums are
+// in Acc<T>, rounded once.
 //
 // Taps in registers along a row are oneDNN's idea for kernels of up to 3 columns; here they come in chunks of up to 8.
 #include "pack.h"
@@ -36,7 +37,7 @@ class GradWeight {
         packed_(sums_ + plan.sums_size()),
         zero_row_(plan.zero_rows ? packed_ + plan.rows_size() : nullptr),
         rows_(plan.axes, plan.tiling, packed_ + plan.rows_size() + plan.zero_row_size()),
-        prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, input, grad_output) : Prefetch::kNothing) {
+        prefetch_(what_to_prefetch(plan, input, grad_output)) {
     if (zero_row_) fill_zero(zero_row_, plan.zero_row_size());
   }
 
@@ -71,17 +72,10 @@ class GradWeight {
   }
 
  private:
-  // Columns of the current tile that share their taps.
-  struct Segment {
-    int64_t first, count;  // columns, counted from the tile's first
-    int64_t source;        // where the first tap of the first column lies in a source row, in elements
-    Range taps;            // of the block
-  };
   // Rows of the kernel whose sums are taken at once, and their runs.
   struct Rows {
     int64_t kernel_row, count, first_run, run_count;
   };
-  static constexpr int64_t kMaxSegments = kOrder == Order::kChannelsInPlace ? 2 * kMaxColumnTaps + 1 : 1;
   static constexpr int64_t kMaxRuns = kMaxRows * (kMaxTileRows + kRowsAtOnce);
 
   // Position of a tap of the block in sums_[vector][tap][lane] and totals_[vector][tap][total, error][lane].
@@ -134,24 +128,11 @@ class GradWeight {
     const Axis& w = plan_.axes[2];
     const Phase p = w.phase(0);
     columns_ = columns;
-    segment_count_ = 0;
-    if constexpr (kOrder == Order::kChannelsInPlace) {
-      rows_.set_columns(columns);
-      for (int64_t j = columns.begin, next; j < columns.end; j = next) {
-        const int64_t source = p.source(j, 0);
-        const Range taps = p.clip(source, source, w.source, taps_[2]);
-        next = std::min(columns.end, j + p.same_taps(source, w.source, taps));
-        if (size(taps) > 0)
-          segments_[segment_count_++] = {j - columns.begin, next - j, p.source(j, taps.begin) * rows_.pixel(), taps};
-      }
-    } else {
-      const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
-      const Range taps = p.clip(first, last, w.source, taps_[2]);
-      if (size(taps) == 0) return false;
-      rows_.set_columns({first + taps.begin * p.step, last + (taps.end - 1) * p.step + 1});
-      segments_[segment_count_++] = {0, size(columns), 0, taps};
-    }
-    return segment_count_ > 0;
+    const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
+    column_taps_ = p.clip(first, last, w.source, taps_[2]);
+    if (size(column_taps_) == 0) return false;
+    rows_.set_columns({first + column_taps_.begin * p.step, last + (column_taps_.end - 1) * p.step + 1});
+    return true;
   }
 
   // Lists the runs of the rows of grad_output h, h + classes, ...: first which source row each kernel row meets.
@@ -216,7 +197,7 @@ class GradWeight {
                     columns_.begin * grad_output_.spatial[2];
     if constexpr (std::is_same_v<T, A>)
       if (factor_in_place_) {
-        if (is_packed(kOrder) && factor_ahead_ != 0)
+        if (factor_ahead_ != 0)
           for (int64_t v = 0; v < vectors_; ++v) prefetch_line<false>(from + line_[v] + factor_ahead_, size(columns_));
         return from;
       }
@@ -239,30 +220,23 @@ class GradWeight {
     TapSum<A> sum{};
     sum.factor_stride = factor_in_place_ && kPixel != 1 ? grad_output_.spatial[2] : L;
     sum.row_sums = plan_.tiling.taps[2] * L;
-    const int64_t ahead = plan_.tile_rows * plan_.axes[1].classes;
-    for (int64_t i = 0; i < segment_count_; ++i) {
-      const Segment& s = segments_[i];
-      sum.source_stride = kPixel == 1 ? L : s.count > 1 ? w.stride * rows_.pixel() : 0;
-      sum.step = size(s.taps) > 1 ? w.dilation * rows_.pixel() : 0;
-      sum.columns = kPixel == 1 ? s.count / L : s.count;
-      sum.rest = kPixel == 1 ? s.count % L : 0;
-      for (int64_t v = 0; v < vectors_; ++v) {
-        sum.factor_offset = factor_vector(v);
-        if (!is_packed(kOrder)) sum.factor_offset += s.first * grad_output_.spatial[2];
-        for (int64_t k = 0; k < kernel_rows_count_; ++k) {
-          const Rows& rows = kernel_rows_[k];
-          sum.runs = runs_ + rows.first_run;
-          sum.run_count = rows.run_count;
-          const bool prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && v % 2 == 0 && k == 0;
-          sum.factor_ahead = prefetch ? ahead * grad_output_.spatial[1] : 0;
-          sum.source_ahead = prefetch ? ahead * plan_.axes[1].stride * input_.spatial[1] : 0;
-          const int64_t chunks = ceil_div(size(s.taps), kMaxTaps[rows.count]);
-          for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-            const Range t = part(size(s.taps), chunks, chunk);
-            sum.source_offset = s.source + rows_.vectors()[v] + t.begin * sum.step;
-            sum.sums = sums_ + block_tap(v, rows.kernel_row, s.taps.begin - taps_[2].begin + t.begin) * L;
-            sum_taps(sum, rows.count, plan_.shared, size(t));
-          }
+    const int64_t columns = size(columns_), taps = size(column_taps_);
+    sum.source_stride = kPixel == 1 ? L : columns > 1 ? w.stride * kPixel : 0;
+    sum.step = taps > 1 ? w.dilation * kPixel : 0;
+    sum.columns = kPixel == 1 ? columns / L : columns;
+    sum.rest = kPixel == 1 ? columns % L : 0;
+    for (int64_t v = 0; v < vectors_; ++v) {
+      sum.factor_offset = factor_vector(v);
+      for (int64_t k = 0; k < kernel_rows_count_; ++k) {
+        const Rows& rows = kernel_rows_[k];
+        sum.runs = runs_ + rows.first_run;
+        sum.run_count = rows.run_count;
+        const int64_t chunks = ceil_div(taps, kMaxTaps[rows.count]);
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          const Range t = part(taps, chunks, chunk);
+          sum.source_offset = rows_.vectors()[v] + t.begin * sum.step;
+          sum.sums = sums_ + block_tap(v, rows.kernel_row, column_taps_.begin - taps_[2].begin + t.begin) * L;
+          sum_taps(sum, rows.count, plan_.shared, size(t));
         }
       }
     }
@@ -300,10 +274,8 @@ class GradWeight {
   Lanes<A> lanes_[kMaxVectors];
   bool factor_in_place_;
   Triple<Range> taps_;
-  Range columns_;
-  Segment segments_[kMaxSegments];
-  int64_t segment_count_;
-  int64_t summed_;  // positions since the sums were last added to the totals
+  Range columns_, column_taps_;  // of the current tile, and the taps that meet the image there
+  int64_t summed_;               // positions since the sums were last added to the totals
   // Of the current rows of grad_output
   int64_t rows_count_;
   const A* met_[kMaxTileRows][kMaxRows];  // by row of the kernel; null, or zeros, if that meets no row of the image

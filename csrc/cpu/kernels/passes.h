@@ -88,14 +88,44 @@ inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms,
          columns_lie_side_by_side(axes[2], lanes, source, target);
 }
 
-// Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows. A channel costs much beside its sums, a masked
-// vector as much as a whole one.
-inline bool grad_strips_pay(const Triple<Axis>& axes, int64_t lanes, int64_t positions) {
+// Columns of the kernel whose sums, of all its rows, stay in the registers in a strip of the weight gradient.
+constexpr int64_t grad_taps_at_once(int64_t kernel_rows) {
+  return kernel_rows == 1 ? 8 : kernel_rows == 3 ? 3 : kernel_rows == 5 ? 2 : 1;
+}
+
+// Strips of the weight gradient, for kernels of 1, 3, 5 or 7 rows.
+inline bool has_grad_strips(const Triple<Axis>& axes) {
   const Axis &h = axes[1], &w = axes[2];
-  if (h.dilation > h.source || axes[0].kernel * h.kernel * w.kernel > kMaxBlockTaps) return false;
-  if (h.stride != 1 || (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7)) return false;
-  if (h.kernel == 7 && w.target < 2 * lanes) return false;
-  return positions >= 80 * h.kernel && 8 * w.target >= 5 * lanes * ceil_div(w.target, lanes);
+  if (h.dilation > h.source || w.dilation > w.source || w.stride > w.source) return false;
+  if (axes[0].kernel * h.kernel * w.kernel > kMaxBlockTaps) return false;
+  if (h.kernel != 1 && h.kernel != 3 && h.kernel != 5 && h.kernel != 7) return false;
+  return w.kernel <= kMaxColumnTaps;
+}
+
+// Columns as lanes: a channel costs much beside its sums, a masked vector as much as a whole one.
+inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64_t positions, Layout source,
+                                  Layout target) {
+  const Axis &h = axes[1], &w = axes[2];
+  if (!has_grad_strips(axes) || h.stride != 1 || (h.kernel == 7 && w.target < 2 * lanes)) return false;
+  return columns_lie_side_by_side(w, lanes, source, target) && positions >= 80 * h.kernel &&
+         8 * w.target >= 5 * lanes * ceil_div(w.target, lanes);
+}
+
+// Columns whose source and target rows stay in the L1 cache together, in a strip of channels. Pixels that are a large
+// power of two apart share few of its sets.
+inline int64_t columns_in_cache(const Axis& h, int64_t pixel_bytes) {
+  constexpr int64_t kSets = 64, kWays = 8, kLineBytes = 64;
+  const int64_t sets = kSets / std::gcd(kSets, std::max<int64_t>(1, pixel_bytes / kLineBytes));
+  return sets * kWays / (kStripRows + (kStripRows - 1) * h.row_step() + h.kernel);
+}
+
+// Channels as lanes: neighbouring target rows meet source rows that are one or two steps of the kernel's rows apart.
+inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
+                                   Layout target, int64_t pixel_bytes) {
+  if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
+  const Axis &h = axes[1], &w = axes[2];
+  return has_grad_strips(axes) && h.row_step() <= 2 &&
+         columns_in_cache(h, pixel_bytes) >= std::min(w.kernel, grad_taps_at_once(h.kernel));
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
@@ -232,7 +262,8 @@ struct GradWeightPlan {
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
-  int64_t tile_rows;  // rows of grad_output whose products are summed in registers
+  int64_t positions_at_once;  // in place: of grad_output that all vectors of a block meet before the next ones
+  int64_t tile_rows;          // rows of grad_output whose products are summed in registers
   Shared shared;
   // A row of zeros stands for rows outside the image: few runs pay for short ones. As with columns outside, an infinite
   // grad_output makes NaN of the weights that meet it there.
@@ -243,7 +274,6 @@ struct GradWeightPlan {
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
-  bool strips() const { return order == Order::kColumnsInPlace; }  // of one channel after the other
   int64_t items() const { return parts.count() * channels.blocks(); }
   // Columns of a packed row of grad_output; the last vector of columns may be a part.
   int64_t row_columns() const {
@@ -251,7 +281,9 @@ struct GradWeightPlan {
   }
   // In elements. In scratch lie for each tap of a block a short sum, a total and its error; packed rows of grad_output;
   // and the ring.
-  int64_t sums_size() const { return 3 * block_taps() * (strips() ? 1 : channels.max_vectors()) * lanes; }
+  int64_t sums_size() const {
+    return 3 * block_taps() * (order == Order::kColumnsInPlace ? 1 : channels.max_vectors()) * lanes;
+  }
   int64_t rows_size() const {
     return !is_packed(order) ? 0 : tile_rows * row_columns() * channels.max_vectors() * channels.lanes;
   }
@@ -295,41 +327,57 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   p.lanes = kLanes<A>;
   const Axis &h = p.axes[1], &w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
-  const bool channels_in_place = !convert && m == 1 && w.target > kMaxTileRows &&
-                                 detail::reads_channels_in_place(p.axes, channels, p.lanes, input, grad_output);
+  const int64_t pixel_bytes = channels * static_cast<int64_t>(sizeof(T));
+  const bool channels_in_place =
+      !convert && m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const bool columns_in_place = !convert && detail::columns_lie_side_by_side(w, p.lanes, input, grad_output) &&
-                                detail::grad_strips_pay(p.axes, p.lanes, positions);
+  const bool columns_in_place =
+      !convert && detail::sums_columns_in_place(p.axes, p.lanes, positions, input, grad_output);
   p.order = channels_in_place                                                     ? Order::kChannelsInPlace
             : columns_in_place                                                    ? Order::kColumnsInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
                                                                                   : Order::kPackedChannels;
 
   const int64_t wanted = wanted_parts(g, kGradPartWork);
-  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted), blocks = ceil_div(wanted, slices);
-  int64_t pixel_bytes = 1, max_columns = kMaxSumColumns;
+  const int64_t images = std::min(g.batch, positions / (kSlicePositions / 4));  // slices without borders inside
+  const int64_t slices = std::clamp<int64_t>(std::max(positions / kSlicePositions, images), 1, wanted);
+  const int64_t blocks = ceil_div(wanted, slices);
+  const bool adjacent = input.channel == 1 && grad_output.channel == 1;  // and best read in long pieces
+  int64_t packed_bytes = 1, max_columns = kMaxSumColumns;                // of a column of a block
   switch (p.order) {
     case Order::kChannelsInPlace:
-      p.channels = cut_channels(channels, p.lanes, true, 2, 16, blocks);
+      p.channels =
+          cut_channels(channels, p.lanes, true, 2, std::clamp<int64_t>(kMaxBlockTaps / p.taps(), 1, 16), blocks);
       break;
     case Order::kPackedChannels:
-      p.channels =
-          cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, input, grad_output), blocks);
-      pixel_bytes = p.channels.width * 32;
+      p.channels = cut_channels(channels, p.lanes, false, adjacent ? 8 : 2,
+                                detail::packed_vectors(w.target, input, grad_output), blocks);
+      packed_bytes = p.channels.width * 32;
       break;
     case Order::kColumnsInPlace:
       p.channels = cut_channels(channels, 1, false, 4, detail::channels_at_once(p.axes, 4), blocks);
       break;
     case Order::kPackedColumns:
       p.channels = cut_channels(channels, 1, false, 4, 8, blocks);
-      pixel_bytes = p.channels.width * static_cast<int64_t>(sizeof(A));
+      packed_bytes = p.channels.width * static_cast<int64_t>(sizeof(A));
       max_columns = kMaxSumColumns * p.lanes;
       break;
   }
-  if (columns_in_place) p.tiling = {w.target, 1, p.kernel(), {{1, 1, 0}}, true};
-  else
+  p.positions_at_once = kShortSum;
+  if (is_packed(p.order)) {
     p.tiling =
-        make_tiling(p.axes, 1, 1, pixel_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
+        make_tiling(p.axes, 1, 1, packed_bytes, max_columns, std::max<int64_t>(1, kMaxBlockTaps / p.channels.width));
+  } else {
+    p.tiling = {std::min(w.target, kShortSum / 4), 1, p.kernel(), {{1, 1, 0}}, true};  // 4 rows are a short sum
+  }
+  if (channels_in_place) {
+    // Where the taps pass over a strip several times, it stays in L1; so that its positions stay in L2 for all channels
+    // of a block, they are few.
+    const bool passes = w.kernel > detail::grad_taps_at_once(h.kernel);
+    const int64_t columns = passes ? std::max<int64_t>(7, detail::columns_in_cache(h, pixel_bytes)) : kSumPositions / 4;
+    p.tiling.columns = std::min(w.target, columns);
+    p.positions_at_once = passes ? kStripPositions : 4 * kStripPositions;
+  }
   if (p.order == Order::kPackedColumns) round_columns(&p.tiling, p.lanes);
 
   // Rows whose taps interleave with no others' are summed together.
@@ -338,12 +386,11 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   for (const Tiling one = p.tiling;; --p.tile_rows) {
     p.tiling = one;
     add_rows(&p.tiling, h, p.tile_rows);
-    const bool fits = p.tiling.rows() <= kMaxRows && p.tiling.ring() * pixel_bytes <= 2 * kRingBytes;
+    const bool fits = p.tiling.rows() <= kMaxRows && p.tiling.ring() * packed_bytes <= 2 * kRingBytes;
     if (p.tile_rows == 1 || fits || !is_packed(p.order)) break;
   }
   p.zero_rows = is_packed(p.order) && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
-  const bool one_step = h.stride == std::gcd(h.stride, h.dilation);
-  p.shared = one_step && !p.zero_rows ? Shared::kSource : Shared::kFactor;
+  p.shared = h.row_step() == 1 && !p.zero_rows ? Shared::kSource : Shared::kFactor;
   p.prefetch =
       detail::is_large<T>(g, channels_in_place ? kPrefetchBytes : kPrefetchPlanesBytes) && h.stride <= h.source;
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);

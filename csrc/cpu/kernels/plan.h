@@ -67,6 +67,7 @@ inline constexpr int64_t kPrefetchedBlockBytes = 1 << 19;
 inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are worth an item: forward and grad input,
 inline constexpr int64_t kGradPartWork = 1 << 18;    // grad weight
 inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
+inline constexpr int64_t kStripPositions = 64;       // that all channels of a block meet: they stay in the L2 cache
 inline constexpr int64_t kParts = 64;                // threads that the items should be able to feed
 
 // Vectors of columns that may need masks, in place.
@@ -119,14 +120,15 @@ struct Phase {
     return {std::max(begin, range.begin), std::min({end, range.end, taps})};
   }
 
-  // How many positions in a row, from the one that reads tap 0 at `first`, have the same taps `in` inside [0, size).
-  int64_t same_taps(int64_t first, int64_t size, Range in) const {
+  // How many positions in a row, from the one that reads tap 0 at `first`, have the same taps `in` of `range` inside
+  // [0, size).
+  int64_t same_taps(int64_t first, int64_t size, Range range, Range in) const {
     int64_t count = std::numeric_limits<int64_t>::max() / 2;
     const auto leave = [&](int64_t bound, int64_t t) {  // the positions for which tap t is below a bound
       const int64_t source = first + t * step;
       if (source < bound) count = std::min(count, ceil_div(bound - source, stride));
     };
-    for (int64_t t = 0; t < taps; ++t) leave(in.begin <= t && t < in.end ? size : 0, t);
+    for (int64_t t = range.begin; t < std::min(range.end, taps); ++t) leave(in.begin <= t && t < in.end ? size : 0, t);
     return count;
   }
 };
@@ -158,6 +160,8 @@ struct Axis {
   // Number of target positions of a phase.
   int64_t count(int64_t phase) const { return phase < target ? (target - 1 - phase) / phases + 1 : 0; }
   int64_t source_stride() const { return transposed ? 1 : stride; }
+  // Forward: from a target row to the next of its class, in steps from tap to tap.
+  int64_t row_step() const { return stride / std::gcd(stride, dilation); }
 };
 
 // The taps of one target position along an axis that hit the image, in the order of their source positions: the source

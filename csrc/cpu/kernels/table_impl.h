@@ -36,7 +36,7 @@ struct Depthwise {
   static void grad_weight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
                           Range items, A* scratch) {
     with_order(plan.order, [&]<Order kOrder>() {
-      using Kernel = std::conditional_t<kOrder == Order::kColumnsInPlace, GradStrips<A>, GradWeight<T, kOrder>>;
+      using Kernel = std::conditional_t<is_packed(kOrder), GradWeight<T, kOrder>, GradStrips<A, kOrder>>;
       Kernel kernel(plan, grad_output, input, partial_sums, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
     });

@@ -294,8 +294,6 @@ struct TapSum {
   int64_t columns, rest;
   A* sums;
   int64_t row_sums;  // from the sums of one row of the kernel to the next
-  // How far ahead of their use factors and sources are prefetched; 0: they are not.
-  int64_t factor_ahead, source_ahead;
 };
 
 // Adds the products of one column. load(pointer) is a vector of it.
@@ -347,11 +345,6 @@ __attribute__((noinline)) void sum_taps(const TapSum<A>& tap_sum) {
     };
     int64_t j = s.columns;
     for (; j >= kChains; j -= kChains) {
-      if (s.factor_ahead > 0)
-        for (int c = 0; c < kChains; ++c) {
-          __builtin_prefetch(factor[0] + s.factor_ahead + c * s.factor_stride);
-          __builtin_prefetch(source[kSources - 1] + s.source_ahead + c * s.source_stride);
-        }
       TORCH_EXT_UNROLL
       for (int c = 0; c < kChains; ++c) add(sum[c]);
     }

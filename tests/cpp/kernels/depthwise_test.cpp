@@ -106,6 +106,28 @@ TEST_P(Depthwise, Strips) {
       }
 }
 
+// Channels in place: strips of 4, 3 and 1 rows of grad_output, one or two steps of the kernel's rows apart, whole
+// vectors of channels and one that overlaps; columns that lack taps at both edges; tiles of columns, images and row
+// classes.
+TEST_P(Depthwise, StripsOfChannels) {
+  int i = 0;
+  for (int64_t channels : {8, 9, 13, 17, 58})
+    for (int64_t height : {1, 3, 4, 5, 7, 10, 15})
+      for (int64_t kernel : {1, 3, 5, 7}) {
+        Case c = square(channels, std::array{1, 2, 6, 7, 9, 17, 30}[i % 7], kernel, kernel / 2);
+        c.in[0] = height;
+        c.kernel[1] = std::array{3, 5, 7, 1, 2, 11, 16}[i / 2 % 7];
+        c.dilation = {1 + i % 3 % 2, 1 + i % 4};
+        c.stride = {1 + i / 3 % 4, 1 + i % 3};  // by a dilation of 2, strides of 2 and 4 are 1 and 2 steps
+        c.padding = {c.dilation[0] * (kernel - 1), i % 4, c.dilation[1] * (c.kernel[1] - 1), i % 6};
+        c.batch = 1 + i % 9;
+        c.input_layout = c.output_layout = Layout::kChannelsLast;
+        ++i;
+        check<float>(table(), c, Fill::kIntegers);
+        check<double>(table(), c, Fill::kNormal);
+      }
+}
+
 TEST_P(Depthwise, StripsOfDilatedKernelsDepthsAndMultipliers) {
   int i = 0;
   for (int64_t dilation : {1, 2, 3, 6})
@@ -128,6 +150,13 @@ TEST_P(Depthwise, StripsOfDilatedKernelsDepthsAndMultipliers) {
       }
 }
 
+// The same with channels as lanes.
+Case channels_last(Case c) {
+  c.in_channels = c.out_channels = c.groups = 9;
+  c.input_layout = c.output_layout = Layout::kChannelsLast;
+  return c;
+}
+
 // More taps than other orders take at a time, and taps that no image reaches.
 TEST_P(Depthwise, StripsOfManyOrDistantTaps) {
   for (const Case& c :
@@ -139,6 +168,8 @@ TEST_P(Depthwise, StripsOfManyOrDistantTaps) {
             1, 2, 2, 2, {12, 40}, {3, 3}, {1, 1}, {int64_t{1} << 60, int64_t{1} << 60, 1, 1}, {int64_t{1} << 60, 1}}}) {
     check<float>(table(), c, Fill::kIntegers);
     check<double>(table(), c, Fill::kNormal);
+    check<float>(table(), channels_last(c), Fill::kIntegers);
+    check<double>(table(), channels_last(c), Fill::kNormal);
   }
 }
 
@@ -152,6 +183,9 @@ TEST_P(Depthwise, StripsOfManyPositions) {
     c.batch = in[0] < 20 && in[1] < 20 ? 70 : 2;
     check<float>(table(), c, Fill::kIntegers);
     check<float>(table(), c, Fill::kNormal);
+    check<float>(table(), c, Fill::kConstant);
+    c = channels_last(c);
+    check<float>(table(), c, Fill::kIntegers);
     check<float>(table(), c, Fill::kConstant);
   }
 }
@@ -436,6 +470,9 @@ TEST(DepthwisePlans, Orders) {
   c = square(144, 56, 3, 1);
   c.stride = {2, 2};
   expect_orders(c, float{}, contiguous, Order::kPackedChannels, Order::kPackedChannels);
+  expect_orders(c, float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  // Pixels 2048 bytes apart share a few sets of the L1 cache.
+  expect_orders(square(512, 56, 3, 1), float{}, {1, 512}, Order::kChannelsInPlace, Order::kPackedChannels);
 }
 
 TEST(DepthwisePlans, FeedSixtyFourThreads) {
