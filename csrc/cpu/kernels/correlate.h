@@ -29,6 +29,7 @@ namespace torch_ext::cpu::TORCH_EXT_ISA {
 template <class T, Order kOrder>
 class Correlate {
   using A = Acc<T>;
+  using Stored = SourceRows<T, kOrder>::Stored;
   static constexpr int64_t L = kLanes<A>;
 
  public:
@@ -101,7 +102,7 @@ class Correlate {
       }
     }
     // No rounding, no transposing, one block of taps: the target itself takes the sums.
-    sum_into_target_ &= plan_.tiling.single && std::is_same_v<T, A>;
+    sum_into_target_ &= plan_.tiling.single && std::is_same_v<T, Stored>;
     can_sum_into_target_ = sum_into_target_;
   }
 
@@ -211,7 +212,7 @@ class Correlate {
     if (!any_taps_) return 0;
     const TapWalk first(axis_h, h, row_taps_, plan_.tiling.slots[1]);
     const TapWalk second = count == 2 ? TapWalk(axis_h, h + h_step, row_taps_, plan_.tiling.slots[1]) : TapWalk();
-    SourceRow<A>* to = source_rows_;
+    SourceRow<Stored>* to = source_rows_;
     for (int64_t r = terms_.begin; r < terms_.end; ++r)
       for (TapWalk td = depths; td.count > 0; td.next()) {
         const int64_t taps = (r * axis_d.kernel + td.tap) * axis_h.kernel, kernel = plan_.axes[2].kernel * pixel_size();
@@ -235,8 +236,9 @@ class Correlate {
     const int64_t tile_row = plan_.tiling.single ? 0 : (d - box_.d.begin) * size(box_.h) + h - box_.h.begin;
     T* const to = target_image_ + d * target_.spatial[0] + h * target_.spatial[1] + first_column_ * target_.spatial[2];
     const int64_t to_stride = columns_ > 1 ? target_.spatial[2] * column_step_ : 0;
-    A* sums = tile_ + tile_row * tile_row_size;
-    RowSum<A> sum;
+    Stored* sums = nullptr;
+    if constexpr (is_packed(kOrder)) sums = tile_ + tile_row * tile_row_size;
+    RowSum<Stored> sum;
     sum.vectors = vectors_;
     sum.source_vectors = rows_.vectors();
     sum.weight_vector = plan_.terms * plan_.taps() * pixel_size();
@@ -244,7 +246,7 @@ class Correlate {
     sum.out_row = (plan_.tiling.single ? 1 : h_step) * tile_row_size;
     set_prefetch(source_rows, &sum);
     int64_t column_stride = pixel_size();
-    if constexpr (std::is_same_v<T, A>) {
+    if constexpr (std::is_same_v<T, Stored>) {
       if (sum_into_target_) {
         sums = to;
         column_stride = to_stride;
@@ -274,17 +276,18 @@ class Correlate {
       } while (sum.rows < source_rows_ + rows);
     }
     if (!last_block_ || sum_into_target_) return;
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t v = 0; v < vectors_; ++v) {
-        T* const row = to + i * h_step * target_.spatial[1];
-        const A* from = sums + i * sum.out_row + tile_vectors_[v];
-        if constexpr (kOrder == Order::kPackedColumns)
-          unpack_line(from, columns_, to_stride, row + target_vectors_[v], target_ahead_);
-        else unpack_columns(from, columns_, lanes_[v], to_stride, row, target_ahead_);
-      }
+    if constexpr (is_packed(kOrder))
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t v = 0; v < vectors_; ++v) {
+          T* const row = to + i * h_step * target_.spatial[1];
+          const A* from = sums + i * sum.out_row + tile_vectors_[v];
+          if constexpr (kOrder == Order::kPackedColumns)
+            unpack_line(from, columns_, to_stride, row + target_vectors_[v], target_ahead_);
+          else unpack_columns(from, columns_, lanes_[v], to_stride, row, target_ahead_);
+        }
   }
 
-  void set_prefetch(int64_t source_rows, RowSum<A>* sum) const {
+  void set_prefetch(int64_t source_rows, RowSum<Stored>* sum) const {
     sum->out_ahead = sum_into_target_ ? target_ahead_ : 0;
     sum->prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && source_rows > 0 &&
                     plan_.axes[1].source_stride() <= plan_.axes[1].source;  // else there is no next row, and no address
@@ -322,7 +325,7 @@ class Correlate {
   int64_t first_column_, column_step_, columns_;
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_, any_taps_;
-  SourceRow<A> source_rows_[2 * kMaxRows];
+  SourceRow<Stored> source_rows_[2 * kMaxRows];
 };
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -29,36 +29,37 @@ struct GradRows {
   bool edge;                    // whether not all are
 };
 
-template <class A>
+template <class T>
 struct GradPlane {
-  const A *factor, *source;
+  const T *factor, *source;
 };
 
 // sums[u][t] += sum over planes, strips, rows r and columns j of
 //               factor[r][j] * source[r * stride + u][j * stride + t * step]
-template <class A>
+template <class T>
 struct GradStripSum {
-  const GradPlane<A>* planes;
+  const GradPlane<T>* planes;
   int64_t plane_count;
   int64_t factor_offset, source_offset;  // in a plane
   const GradRows* strips;
   int64_t strip_count;
-  const GradColumns<A>* columns;
+  const GradColumns<Acc<T>>* columns;
   int64_t column_count;
   int64_t factor_row, source_row;        // from row to row
   int64_t factor_column, source_column;  // from column to column,
   int64_t factor_vector, source_vector;  // and from vector to vector
   int64_t first_tap, step;
-  A* sums;
+  Acc<T>* sums;
   int64_t row_sums;                    // from the sums of one row of the kernel to the next
   int64_t factor_ahead, source_ahead;  // what is prefetched meanwhile, or 0
 };
 
-template <class A, int kRows, int kStride, int kKernelRows, int kTaps, bool kMasked, bool kEdge>
-inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>& s, const A* source,
-                                                           const GradRows& rows, const Mask<A>* masks,
-                                                           const Vec<A> (&factor)[kRows],
-                                                           Vec<A> (&sum)[kKernelRows][kTaps]) {
+template <class T, int kRows, int kStride, int kKernelRows, int kTaps, bool kMasked, bool kEdge>
+inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>& s, const T* source,
+                                                           const GradRows& rows, const Mask<Acc<T>>* masks,
+                                                           const Vec<Acc<T>> (&factor)[kRows],
+                                                           Vec<Acc<T>> (&sum)[kKernelRows][kTaps]) {
+  using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
   keep_apart(masks);
   TORCH_EXT_UNROLL
@@ -69,7 +70,7 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>
     for (int t = 0; t < kTaps; ++t) {
       Vec<A> x;
       if constexpr (kMasked) x = load_masked(source + t * s.step, masks + t * L);
-      else x = opaque(Vec<A>::load(source + t * s.step));
+      else x = opaque(load_wide(source + t * s.step));
       TORCH_EXT_UNROLL
       for (int u = 0; u < kKernelRows; ++u)
         if (i >= u && (i - u) % kStride == 0 && (i - u) / kStride < kRows)
@@ -79,20 +80,21 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<A>
 }
 
 // Those tiles that lie at an edge, or all others.
-template <class A, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
-__attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
+template <class T, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
+__attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
+  using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
-  const GradStripSum<A> s = strip_sum;  // as in tiles()
+  const GradStripSum<T> s = strip_sum;  // as in tiles()
   Vec<A> sum[kKernelRows][kTaps];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kKernelRows * kTaps; ++i) sum[i / kTaps][i % kTaps] = Vec<A>::zero();
-  for (const GradPlane<A>* plane = s.planes; plane < s.planes + s.plane_count; ++plane)
+  for (const GradPlane<T>* plane = s.planes; plane < s.planes + s.plane_count; ++plane)
     for (const GradRows* rows = s.strips; rows < s.strips + s.strip_count; ++rows) {
       if (!kEdge && rows->edge) continue;
-      for (const GradColumns<A>* columns = s.columns; columns < s.columns + s.column_count; ++columns) {
+      for (const GradColumns<Acc<T>>* columns = s.columns; columns < s.columns + s.column_count; ++columns) {
         if ((rows->edge || columns->edge) != kEdge) continue;
-        const A* from = plane->factor + s.factor_offset + rows->factor + columns->at * s.factor_column;
-        const A* source =
+        const T* from = plane->factor + s.factor_offset + rows->factor + columns->at * s.factor_column;
+        const T* source =
             plane->source + s.source_offset + rows->source + columns->at * s.source_column + s.first_tap * s.step;
         for (int64_t k = 0; k < columns->count; ++k, from += s.factor_vector, source += s.source_vector) {
           keep_apart(from);
@@ -103,17 +105,17 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
               for (int64_t c = 0; c < kStride; ++c)
                 __builtin_prefetch(source + r * s.source_row + c * s.step + s.source_ahead);
           Vec<A> factor[kRows];
-          if (kEdge && columns->edge) {
-            TORCH_EXT_UNROLL
-            for (int r = 0; r < kRows; ++r) factor[r] = load_masked(from + r * s.factor_row, columns->factor_mask);
-            add_source_rows<A, kRows, kStride, kKernelRows, kTaps, true, kEdge>(
-                s, source, *rows, columns->source_masks + s.first_tap * L, factor, sum);
-          } else {
-            TORCH_EXT_UNROLL
-            for (int r = 0; r < kRows; ++r) factor[r] = Vec<A>::load(from + r * s.factor_row);
-            add_source_rows<A, kRows, kStride, kKernelRows, kTaps, false, kEdge>(s, source, *rows, nullptr, factor,
-                                                                                 sum);
-          }
+          if constexpr (kEdge && std::is_same_v<T, A>)
+            if (columns->edge) {
+              TORCH_EXT_UNROLL
+              for (int r = 0; r < kRows; ++r) factor[r] = load_masked(from + r * s.factor_row, columns->factor_mask);
+              add_source_rows<T, kRows, kStride, kKernelRows, kTaps, true, kEdge>(
+                  s, source, *rows, columns->source_masks + s.first_tap * L, factor, sum);
+              continue;
+            }
+          TORCH_EXT_UNROLL
+          for (int r = 0; r < kRows; ++r) factor[r] = load_wide(from + r * s.factor_row);
+          add_source_rows<T, kRows, kStride, kKernelRows, kTaps, false, kEdge>(s, source, *rows, nullptr, factor, sum);
         }
       }
     }
@@ -125,36 +127,37 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<A>& strip_sum) {
   }
 }
 
-template <class A, int kRows, int kStride, int kKernelRows, int kTaps = detail::grad_taps_at_once(kKernelRows)>
-void grad_strips(const GradStripSum<A>& s, int64_t taps, bool edge) {
+template <class T, int kRows, int kStride, int kKernelRows, int kTaps = detail::grad_taps_at_once(kKernelRows)>
+void grad_strips(const GradStripSum<T>& s, int64_t taps, bool edge) {
   if constexpr (kTaps > 1)
-    if (taps < kTaps) return grad_strips<A, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
-  edge ? grad_strips<A, kRows, kStride, kKernelRows, kTaps, true>(s)
-       : grad_strips<A, kRows, kStride, kKernelRows, kTaps, false>(s);
+    if (taps < kTaps) return grad_strips<T, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
+  edge ? grad_strips<T, kRows, kStride, kKernelRows, kTaps, true>(s)
+       : grad_strips<T, kRows, kStride, kKernelRows, kTaps, false>(s);
 }
 
-template <class A, int kKernelRows, int kStride>
-void grad_strips(const GradStripSum<A>& s, int64_t rows, int64_t taps, bool edge) {
+template <class T, int kKernelRows, int kStride>
+void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t taps, bool edge) {
   if constexpr (kKernelRows > 1) {
-    if (rows == 4) return grad_strips<A, 4, kStride, kKernelRows>(s, taps, edge);
-    if (rows == 3) return grad_strips<A, 3, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 4) return grad_strips<T, 4, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 3) return grad_strips<T, 3, kStride, kKernelRows>(s, taps, edge);
   }
-  grad_strips<A, 1, 1, kKernelRows>(s, taps, edge);
+  grad_strips<T, 1, 1, kKernelRows>(s, taps, edge);
 }
 
-template <class A, int kKernelRows>
-void grad_strips(const GradStripSum<A>& s, int64_t rows, int64_t stride, int64_t taps, bool edge) {
-  stride == 1 ? grad_strips<A, kKernelRows, 1>(s, rows, taps, edge)
-              : grad_strips<A, kKernelRows, 2>(s, rows, taps, edge);
+template <class T, int kKernelRows>
+void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t stride, int64_t taps, bool edge) {
+  stride == 1 ? grad_strips<T, kKernelRows, 1>(s, rows, taps, edge)
+              : grad_strips<T, kKernelRows, 2>(s, rows, taps, edge);
 }
 
-template <class A, Order kOrder>
+template <class T, Order kOrder>
 class GradStrips {
+  using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr bool kColumns = kOrder == Order::kColumnsInPlace;
 
  public:
-  GradStrips(const GradWeightPlan& plan, View<const A> grad_output, View<const A> input, A* partial_sums, A* scratch)
+  GradStrips(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums, A* scratch)
       : plan_(plan),
         grad_output_(grad_output),
         input_(input),
@@ -339,7 +342,7 @@ class GradStrips {
     if (kColumns) {
       factor_ahead_ = factor_channel(vector_ + 1) - factor_channel(vector_);
       source_ahead_ = source_channel(vector_ + 1) - source_channel(vector_);
-    } else if (v % 2 == 0) {  // two vectors are a cache line
+    } else if (v % (kLine<T> / L) == 0) {
       const Axis& h = plan_.axes[1];
       const bool images = plane_count_ < size(box_.n);
       factor_ahead_ = rows > 0 ? rows * h.classes * grad_output_.spatial[1]
@@ -385,7 +388,7 @@ class GradStrips {
 
   void sum(int64_t td, int64_t v, const Strips& strips, bool edge) {
     const Axis &h = plan_.axes[1], &w = plan_.axes[2];
-    GradStripSum<A> s{};
+    GradStripSum<T> s{};
     s.planes = planes_;
     s.plane_count = plane_count_;
     s.factor_offset = factor_channel(vector_ + v);
@@ -409,15 +412,15 @@ class GradStrips {
       s.factor_ahead = middle ? factor_ahead_ : 0;
       s.source_ahead = middle ? source_ahead_ : 0;
       s.sums = sums_ + (v * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
-      if (h.kernel == 1) grad_strips<A, 1>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 3) grad_strips<A, 3>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 5) grad_strips<A, 5>(s, strips.rows, h.row_step(), taps->count, edge);
-      else grad_strips<A, 7>(s, strips.rows, h.row_step(), taps->count, edge);
+      if (h.kernel == 1) grad_strips<T, 1>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 3) grad_strips<T, 3>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 5) grad_strips<T, 5>(s, strips.rows, h.row_step(), taps->count, edge);
+      else grad_strips<T, 7>(s, strips.rows, h.row_step(), taps->count, edge);
     }
   }
 
   const GradWeightPlan& plan_;
-  const View<const A> grad_output_, input_;
+  const View<const T> grad_output_, input_;
   A* const partial_sums_;
   A* const sums_;    // of about kShortSum positions
   A* const totals_;  // of sums, with the rounding error so far
@@ -429,7 +432,7 @@ class GradStrips {
   bool has_totals_;           // else they never were
   bool first_;
   int64_t factor_ahead_, source_ahead_;
-  GradPlane<A> planes_[kMaxPlanes];
+  GradPlane<T> planes_[kMaxPlanes];
   int64_t plane_count_;
   Range listed_{};  // the rows from which the current strips are listed,
   int64_t end_;     // and the row behind them, counted in its class

@@ -207,6 +207,7 @@ template <class T, Order kOrder>
 class SourceRows {
  public:
   using A = Acc<T>;
+  using Stored = std::conditional_t<is_packed(kOrder), A, T>;
   static constexpr int64_t L = kLanes<A>;
   static constexpr int64_t kPixel = lanes_are_columns(kOrder) ? 1 : L;
 
@@ -246,7 +247,7 @@ class SourceRows {
   int64_t first_column() const { return is_packed(kOrder) ? columns_.begin : 0; }
 
   // Row of a term, which has slot `term_slot`, at the source positions of two walks.
-  const A* row(int64_t term_slot, int64_t term, const TapWalk& d, const TapWalk& h) {
+  const Stored* row(int64_t term_slot, int64_t term, const TapWalk& d, const TapWalk& h) {
     const T* from = source_.data + term * source_.c + d.source * source_.spatial[0] + h.source * source_.spatial[1];
     if constexpr (!is_packed(kOrder)) {
       return from;

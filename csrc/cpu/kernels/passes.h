@@ -130,13 +130,13 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
 inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
-                                    Layout target) {
+                                    Layout target, bool convert) {
   if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
-  // A sum that is taken in several goes is added to what is in the target: the channels that the last vector shares
-  // with the one before would be added twice.
-  if (channels % lanes != 0 && rows * w.kernel > kTapsPerSum) return false;
+  // A sum that is taken in several goes is added to what is in the target: it would be rounded each time, and the
+  // channels that the last vector shares with the one before would be added twice.
+  if ((convert || channels % lanes != 0) && rows * w.kernel > kTapsPerSum) return false;
   // Columns that share their taps are summed together; few do where the kernel is nearly as wide as the image.
   const int64_t edges = w.max_taps - 1;
   const bool wide = 3 * edges <= w.source / w.unit || 5 * (2 * edges + 1) <= w.target / std::min(w.phases, w.target);
@@ -180,7 +180,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   const Axis& w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
   const bool channels_in_place =
-      !convert && m == 1 && detail::reads_channels_in_place(p.axes, channels, p.lanes, source, target);
+      m == 1 && detail::reads_channels_in_place(p.axes, channels, p.lanes, source, target, convert);
   const bool columns_in_place =
       !convert && detail::correlates_columns_in_place(p.axes, p.terms, p.lanes, source, target);
   p.order = channels_in_place                                                 ? Order::kChannelsInPlace
@@ -329,7 +329,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   const bool convert = !std::same_as<T, A>;
   const int64_t pixel_bytes = channels * static_cast<int64_t>(sizeof(T));
   const bool channels_in_place =
-      !convert && m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
+      m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const bool columns_in_place =
       !convert && detail::sums_columns_in_place(p.axes, p.lanes, positions, input, grad_output);

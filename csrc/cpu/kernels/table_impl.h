@@ -14,15 +14,14 @@ template <class T>
 struct Depthwise {
   using A = Acc<T>;
 
-  // Calls body.template operator()<order>() for the plan's order. Only types that are their own sums are read in place.
+  // Calls body.template operator()<order>() for the plan's order. 16-bit types have no masked loads for the edges of
+  // columns in place.
   template <class Body>
   static void with_order(Order order, const Body& body) {
     if (order == Order::kPackedChannels) body.template operator()<Order::kPackedChannels>();
     else if (order == Order::kPackedColumns) body.template operator()<Order::kPackedColumns>();
-    else if constexpr (std::same_as<T, A>) {
-      if (order == Order::kChannelsInPlace) body.template operator()<Order::kChannelsInPlace>();
-      else body.template operator()<Order::kColumnsInPlace>();
-    }
+    else if (order == Order::kChannelsInPlace) body.template operator()<Order::kChannelsInPlace>();
+    else if constexpr (std::same_as<T, A>) body.template operator()<Order::kColumnsInPlace>();
   }
 
   static void correlate(const CorrelatePlan& plan, View<const T> source, const A* weight, const T* bias, View<T> target,
@@ -36,7 +35,7 @@ struct Depthwise {
   static void grad_weight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
                           Range items, A* scratch) {
     with_order(plan.order, [&]<Order kOrder>() {
-      using Kernel = std::conditional_t<is_packed(kOrder), GradWeight<T, kOrder>, GradStrips<A, kOrder>>;
+      using Kernel = std::conditional_t<is_packed(kOrder), GradWeight<T, kOrder>, GradStrips<T, kOrder>>;
       Kernel kernel(plan, grad_output, input, partial_sums, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
     });

@@ -5,26 +5,27 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// A source row and the weights of its taps, for each of two target rows; null if that one does not need it.
-template <class A>
+// A source row and the weights of its taps, for each of two target rows; null if that one does not need it. T is what
+// source and target are stored in: the type of the sums, unless channels are read and written in place.
+template <class T>
 struct SourceRow {
-  const A* source;
-  const A* weight[2];
+  const T* source;
+  const Acc<T>* weight[2];
 };
 
 //   out[i][v][j] = start[v] + sum over rows and taps t of weight[i][v][t] * source[v][j * source_stride + t * step]
 //
 // for target rows i and `vectors` vectors of channels v; without a start, what is in out takes its place. Where columns
 // are lanes, j counts vectors of columns, and a weight is one number.
-template <class A>
+template <class T>
 struct RowSum {
-  const SourceRow<A>* rows;
+  const SourceRow<T>* rows;
   int64_t row_count;
   int64_t source_offset, source_stride, step;
   int64_t weight_offset, weight_step;
   int64_t taps;
-  const A* start;  // a vector for each v, or null
-  A* out;
+  const Acc<T>* start;  // a vector for each v, or null
+  T* out;
   int64_t out_stride, out_row;
   int64_t vectors;
   const int64_t* source_vectors;  // where each vector lies in a source row,
@@ -32,7 +33,7 @@ struct RowSum {
   int64_t weight_vector;
   // What will be needed soon: rows of the source from there, pixels for each column, and the target's next row.
   bool prefetch;
-  const A* ahead;
+  const T* ahead;
   int64_t ahead_rows, ahead_row_stride, ahead_pixels, pixel_stride;
   int64_t out_ahead;
 };
@@ -55,44 +56,45 @@ inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
 //   kStride  columns from source to source if known, else 0
 //   kTaps    taps if known, which then are as far apart as columns are: a source vector, loaded once, meets the weights
 //            of all taps. Else 0: one weight vector is loaded at a time, and the source is an operand in memory.
-template <class A, int kColumns, int kTaps, Weights kWeights>
-inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride, const A* weight,
-                                                   Vec<A> (&sum)[kColumns]) {
+template <class T, int kColumns, int kTaps, Weights kWeights>
+inline __attribute__((always_inline)) void add_row(const RowSum<T>& r, const T* source, int64_t stride,
+                                                   const Acc<T>* weight, Vec<Acc<T>> (&sum)[kColumns]) {
   if constexpr (kTaps > 5) {  // the weights of so many do not fit in the registers
     constexpr int kFirst = (kTaps + 1) / 2;
-    add_row<A, kColumns, kFirst, kWeights>(r, source, stride, weight, sum);
+    add_row<T, kColumns, kFirst, kWeights>(r, source, stride, weight, sum);
     asm volatile("" ::: "memory");  // nothing of the second half is loaded before the first is done
-    add_row<A, kColumns, kTaps - kFirst, kWeights>(r, source + kFirst * stride, stride, weight + kFirst * r.weight_step,
+    add_row<T, kColumns, kTaps - kFirst, kWeights>(r, source + kFirst * stride, stride, weight + kFirst * r.weight_step,
                                                    sum);
   } else if constexpr (kTaps > 0) {
-    Vec<A> w[kTaps];
+    Vec<Acc<T>> w[kTaps];
     TORCH_EXT_UNROLL
-    for (int t = 0; t < kTaps; ++t) w[t] = load_weight<A, kWeights>(weight + t * r.weight_step);
+    for (int t = 0; t < kTaps; ++t) w[t] = load_weight<Acc<T>, kWeights>(weight + t * r.weight_step);
     TORCH_EXT_UNROLL
     for (int i = 0; i < kColumns + kTaps - 1; ++i) {
-      const Vec<A> x = Vec<A>::load(source + i * stride);
+      const auto x = load_wide(source + i * stride);
       TORCH_EXT_UNROLL
       for (int t = 0; t < kTaps; ++t)
         if (i >= t && i - t < kColumns) sum[i - t] = fma(w[t], x, sum[i - t]);
     }
   } else {
     for (int64_t t = r.taps; t > 0; --t, source += r.step, weight += r.weight_step) {
-      const Vec<A> w = load_weight<A, kWeights>(weight);
+      const auto w = load_weight<Acc<T>, kWeights>(weight);
       TORCH_EXT_UNROLL
-      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, Vec<A>::load(source + j * stride), sum[j]);
+      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, load_wide(source + j * stride), sum[j]);
     }
   }
 }
 
 // Adds the taps of one source row to the sums of two target rows: a source vector is loaded once for both.
-template <class A, int kColumns, Weights kWeights>
-inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* source, int64_t stride,
-                                                   const A* weight0, const A* weight1, Vec<A> (&sum)[2][kColumns]) {
+template <class T, int kColumns, Weights kWeights>
+inline __attribute__((always_inline)) void add_row(const RowSum<T>& r, const T* source, int64_t stride,
+                                                   const Acc<T>* weight0, const Acc<T>* weight1,
+                                                   Vec<Acc<T>> (&sum)[2][kColumns]) {
   for (int64_t t = r.taps; t > 0; --t, source += r.step, weight0 += r.weight_step, weight1 += r.weight_step) {
-    const Vec<A> w0 = load_weight<A, kWeights>(weight0), w1 = load_weight<A, kWeights>(weight1);
+    const auto w0 = load_weight<Acc<T>, kWeights>(weight0), w1 = load_weight<Acc<T>, kWeights>(weight1);
     TORCH_EXT_UNROLL
     for (int j = 0; j < kColumns; ++j) {
-      const Vec<A> x = opaque(Vec<A>::load(source + j * stride));
+      const auto x = opaque(load_wide(source + j * stride));
       sum[0][j] = fma(w0, x, sum[0][j]);
       sum[1][j] = fma(w1, x, sum[1][j]);
     }
@@ -100,30 +102,30 @@ inline __attribute__((always_inline)) void add_row(const RowSum<A>& r, const A* 
 }
 
 // A register tile of kRows target rows by kColumns columns by 1 vector.
-template <class A, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
-inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t source_offset, int64_t weight_offset,
-                                                const A* start, A* out) {
-  constexpr int64_t L = kLanes<A>;
+template <class T, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
+inline __attribute__((always_inline)) void tile(const RowSum<T>& r, int64_t source_offset, int64_t weight_offset,
+                                                const Acc<T>* start, T* out) {
+  constexpr int64_t L = kLanes<Acc<T>>;
   const int64_t stride = kStride > 0 ? kStride * L : r.source_stride;
-  Vec<A> sum[kRows][kColumns];
-  const Vec<A> first = start ? Vec<A>::load(start) : Vec<A>::zero();
+  Vec<Acc<T>> sum[kRows][kColumns];
+  const auto first = start ? Vec<Acc<T>>::load(start) : Vec<Acc<T>>::zero();
   TORCH_EXT_UNROLL
   for (int i = 0; i < kRows; ++i) {
     TORCH_EXT_UNROLL
     for (int j = 0; j < kColumns; ++j) sum[i][j] = first;
   }
-  for (const SourceRow<A>*row = r.rows, *const end = r.rows + r.row_count; row < end; ++row) {
-    const A* source = row->source + source_offset;
+  for (const SourceRow<T>*row = r.rows, *const end = r.rows + r.row_count; row < end; ++row) {
+    const T* source = row->source + source_offset;
     keep_apart(source);
     if constexpr (kRows == 1) {
-      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
     } else if (row->weight[0] && row->weight[1]) {
-      add_row<A, kColumns, kWeights>(r, source, stride, row->weight[0] + weight_offset, row->weight[1] + weight_offset,
+      add_row<T, kColumns, kWeights>(r, source, stride, row->weight[0] + weight_offset, row->weight[1] + weight_offset,
                                      sum);
     } else if (row->weight[0]) {
-      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
     } else {
-      add_row<A, kColumns, kTaps, kWeights>(r, source, stride, row->weight[1] + weight_offset, sum[1]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[1] + weight_offset, sum[1]);
     }
   }
   keep_apart(out);
@@ -131,31 +133,31 @@ inline __attribute__((always_inline)) void tile(const RowSum<A>& r, int64_t sour
   for (int i = 0; i < kRows; ++i, out += r.out_row) {
     if (!start) {
       TORCH_EXT_UNROLL
-      for (int j = 0; j < kColumns; ++j) sum[i][j] = Vec<A>::load(out + j * r.out_stride) + sum[i][j];
+      for (int j = 0; j < kColumns; ++j) sum[i][j] = load_wide(out + j * r.out_stride) + sum[i][j];
     }
     TORCH_EXT_UNROLL
-    for (int j = 0; j < kColumns; ++j) sum[i][j].store(out + j * r.out_stride);
+    for (int j = 0; j < kColumns; ++j) store_rounded(out + j * r.out_stride, sum[i][j]);
   }
 }
 
 // Channels as lanes: all vectors of some columns, then the next columns, for what a pixel's neighbours in memory need
 // comes soon. Columns as lanes: all columns of a channel.
-template <class A, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
-__attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column, int64_t columns) {
-  const RowSum<A> r = row_sum;  // else the compiler must assume that every vector it stores changes the numbers here
-  const int64_t stride = kStride > 0 ? kStride * kLanes<A> : r.source_stride;
+template <class T, int kRows, int kColumns, int kTaps, int kStride, Weights kWeights>
+__attribute__((noinline)) int64_t tiles(const RowSum<T>& row_sum, int64_t column, int64_t columns) {
+  const RowSum<T> r = row_sum;  // else the compiler must assume that every vector it stores changes the numbers here
+  const int64_t stride = kStride > 0 ? kStride * kLanes<Acc<T>> : r.source_stride;
   if constexpr (kWeights == Weights::kBroadcast) {
     const int64_t first = column, end = first + (columns - first) / kColumns * kColumns;
     for (int64_t v = 0; v < r.vectors; ++v) {
       const int64_t source_offset = r.source_offset + r.source_vectors[v];
-      const A* start = r.start ? r.start + v * kLanes<A> : nullptr;
-      A* out = r.out + r.out_vectors[v];
+      const Acc<T>* start = r.start ? r.start + v * kLanes<Acc<T>> : nullptr;
+      T* out = r.out + r.out_vectors[v];
       for (column = first; column < end; column += kColumns) {
         if (r.out_ahead != 0)
           for (int64_t i = 0; i < kRows; ++i)
             for (int64_t j = 0; j < kColumns; j += 2)
               __builtin_prefetch(out + i * r.out_row + (column + j) * r.out_stride + r.out_ahead, 1);
-        tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset + column * stride,
+        tile<T, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset + column * stride,
                                                            r.weight_offset + v * r.weight_vector, start,
                                                            out + column * r.out_stride);
       }
@@ -164,41 +166,41 @@ __attribute__((noinline)) int64_t tiles(const RowSum<A>& row_sum, int64_t column
   }
   // Vectors lie side by side; the last one may overlap the one before.
   const int64_t first_source = r.source_vectors[0], last = r.vectors - 1,
-                source_step = last > 1 ? r.source_vectors[1] - first_source : kLanes<A>,
-                out_step = last > 1 ? r.out_vectors[1] - r.out_vectors[0] : kLanes<A>;
+                source_step = last > 1 ? r.source_vectors[1] - first_source : kLanes<Acc<T>>,
+                out_step = last > 1 ? r.out_vectors[1] - r.out_vectors[0] : kLanes<Acc<T>>;
   const int64_t source_shift = first_source + last * source_step - r.source_vectors[last],
                 out_shift = r.out_vectors[0] + last * out_step - r.out_vectors[last];
   for (; column + kColumns <= columns; column += kColumns) {
     int64_t source_offset = r.source_offset + first_source + column * stride, weight_offset = r.weight_offset;
-    const A* start = r.start;
-    A* out = r.out + r.out_vectors[0] + column * r.out_stride;
+    const Acc<T>* start = r.start;
+    T* out = r.out + r.out_vectors[0] + column * r.out_stride;
     for (int64_t v = r.vectors; v > 0; --v) {
       if (kStride == 0 && r.prefetch && v % 2 == 0) {  // two vectors are a cache line
         for (int64_t row = 0; row < r.ahead_rows; ++row) {
-          const A* line = r.ahead + row * r.ahead_row_stride + source_offset;
+          const T* line = r.ahead + row * r.ahead_row_stride + source_offset;
           for (int64_t i = kColumns * r.ahead_pixels; i > 0; --i, line += r.pixel_stride) __builtin_prefetch(line);
         }
         for (int j = 0; j < kColumns; ++j) __builtin_prefetch(out + r.out_ahead + j * r.out_stride, 1);
       }
       if (v == 1) source_offset -= source_shift, out -= out_shift;
-      tile<A, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset, weight_offset, start, out);
+      tile<T, kRows, kColumns, kTaps, kStride, kWeights>(r, source_offset, weight_offset, start, out);
       source_offset += source_step;
       weight_offset += r.weight_vector;
       out += out_step;
-      if (start) start += kLanes<A>;
+      if (start) start += kLanes<Acc<T>>;
     }
   }
   return column;
 }
 
 // Whole tiles of kWidest columns, then one of those that are left.
-template <class A, int kRows, int kWidest, int kTaps, int kStride, Weights kWeights>
-void sum_row(const RowSum<A>& r, int64_t columns) {
+template <class T, int kRows, int kWidest, int kTaps, int kStride, Weights kWeights>
+void sum_row(const RowSum<T>& r, int64_t columns) {
   int64_t column = 0;
-  if (columns >= kWidest) column = tiles<A, kRows, kWidest, kTaps, kStride, kWeights>(r, 0, columns);
+  if (columns >= kWidest) column = tiles<T, kRows, kWidest, kTaps, kStride, kWeights>(r, 0, columns);
   const auto rest = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
     if constexpr (kColumns < kWidest)
-      if (columns - column == kColumns) tiles<A, kRows, kColumns, kTaps, kStride, kWeights>(r, column, columns);
+      if (columns - column == kColumns) tiles<T, kRows, kColumns, kTaps, kStride, kWeights>(r, column, columns);
   };
   rest(std::integral_constant<int, 1>());
   rest(std::integral_constant<int, 2>());
@@ -209,33 +211,33 @@ void sum_row(const RowSum<A>& r, int64_t columns) {
   rest(std::integral_constant<int, 7>());
 }
 
-template <class A, int kTaps, int kStride>
-void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
+template <class T, int kTaps, int kStride>
+void sum_row_of_channels(const RowSum<T>& r, int64_t columns) {
   // What comes from memory comes better in small pieces.
-  if (kStride == 0 && r.prefetch) sum_row<A, 1, 4, kTaps, kStride, Weights::kVector>(r, columns);
-  else sum_row<A, 1, 8, kTaps, kStride, Weights::kVector>(r, columns);
+  if (kStride == 0 && r.prefetch) sum_row<T, 1, 4, kTaps, kStride, Weights::kVector>(r, columns);
+  else sum_row<T, 1, 8, kTaps, kStride, Weights::kVector>(r, columns);
 }
 
-template <class A, int kStride>
-void sum_row_of_channels(const RowSum<A>& r, int64_t columns) {
+template <class T, int kStride>
+void sum_row_of_channels(const RowSum<T>& r, int64_t columns) {
   const bool dense = r.step == r.source_stride;
-  if (dense && r.taps == 2) sum_row_of_channels<A, 2, kStride>(r, columns);
-  else if (dense && r.taps == 3) sum_row_of_channels<A, 3, kStride>(r, columns);
-  else if (dense && r.taps == 5) sum_row_of_channels<A, 5, kStride>(r, columns);
-  else if (dense && r.taps == 7) sum_row_of_channels<A, 7, kStride>(r, columns);
-  else sum_row_of_channels<A, 0, kStride>(r, columns);
+  if (dense && r.taps == 2) sum_row_of_channels<T, 2, kStride>(r, columns);
+  else if (dense && r.taps == 3) sum_row_of_channels<T, 3, kStride>(r, columns);
+  else if (dense && r.taps == 5) sum_row_of_channels<T, 5, kStride>(r, columns);
+  else if (dense && r.taps == 7) sum_row_of_channels<T, 7, kStride>(r, columns);
+  else sum_row_of_channels<T, 0, kStride>(r, columns);
 }
 
 // target_rows: 1, or 2 where columns are lanes.
-template <Order kOrder, class A>
-void sum_row(const RowSum<A>& r, int64_t target_rows, int64_t columns) {
+template <Order kOrder, class T>
+void sum_row(const RowSum<T>& r, int64_t target_rows, int64_t columns) {
   if constexpr (lanes_are_columns(kOrder)) {
-    if (target_rows == 2) sum_row<A, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
-    else sum_row<A, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
-  } else if (kOrder == Order::kPackedChannels && r.source_stride == kLanes<A>) {
-    sum_row_of_channels<A, 1>(r, columns);
+    if (target_rows == 2) sum_row<T, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
+    else sum_row<T, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
+  } else if (kOrder == Order::kPackedChannels && r.source_stride == kLanes<Acc<T>>) {
+    sum_row_of_channels<T, 1>(r, columns);
   } else {
-    sum_row_of_channels<A, 0>(r, columns);
+    sum_row_of_channels<T, 0>(r, columns);
   }
 }
 

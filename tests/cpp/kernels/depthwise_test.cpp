@@ -125,6 +125,8 @@ TEST_P(Depthwise, StripsOfChannels) {
         ++i;
         check<float>(table(), c, Fill::kIntegers);
         check<double>(table(), c, Fill::kNormal);
+        check<BFloat16>(table(), c, Fill::kIntegers);
+        check<Half>(table(), c, Fill::kNormal);
       }
 }
 
@@ -464,7 +466,7 @@ TEST(DepthwisePlans, Orders) {
   expect_orders(c, double{}, contiguous, Order::kColumnsInPlace, Order::kColumnsInPlace);
   expect_orders(c, float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
   expect_orders(c, BFloat16{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
-  expect_orders(c, BFloat16{}, channels_last, Order::kPackedChannels, Order::kPackedChannels);
+  expect_orders(c, BFloat16{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
   c.kernel = {31, 31}, c.padding = {15, 15, 15, 15};
   expect_orders(c, float{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
   c = square(144, 56, 3, 1);
