@@ -46,8 +46,7 @@ struct GradStripSum {
   const GradColumns<Acc<T>>* columns;
   int64_t column_count;
   int64_t factor_row, source_row;        // from row to row
-  int64_t factor_column, source_column;  // from column to column,
-  int64_t factor_vector, source_vector;  // and from vector to vector
+  int64_t factor_column, source_column;  // from column to column; where columns are lanes, they are adjacent
   int64_t first_tap, step;
   Acc<T>* sums;
   int64_t row_sums;                    // from the sums of one row of the kernel to the next
@@ -80,11 +79,14 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>
 }
 
 // Those tiles that lie at an edge, or all others.
-template <class T, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
+template <class T, Order kOrder, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
 __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
+  constexpr bool kColumns = kOrder == Order::kColumnsInPlace;
   const GradStripSum<T> s = strip_sum;  // as in tiles()
+  const int64_t factor_column = kColumns ? 1 : s.factor_column, source_column = kColumns ? 1 : s.source_column;
+  const int64_t factor_vector = kColumns ? L : factor_column, source_vector = kColumns ? L : source_column;
   Vec<A> sum[kKernelRows][kTaps];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kKernelRows * kTaps; ++i) sum[i / kTaps][i % kTaps] = Vec<A>::zero();
@@ -93,10 +95,10 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
       if (!kEdge && rows->edge) continue;
       for (const GradColumns<Acc<T>>* columns = s.columns; columns < s.columns + s.column_count; ++columns) {
         if ((rows->edge || columns->edge) != kEdge) continue;
-        const T* from = plane->factor + s.factor_offset + rows->factor + columns->at * s.factor_column;
+        const T* from = plane->factor + s.factor_offset + rows->factor + columns->at * factor_column;
         const T* source =
-            plane->source + s.source_offset + rows->source + columns->at * s.source_column + s.first_tap * s.step;
-        for (int64_t k = 0; k < columns->count; ++k, from += s.factor_vector, source += s.source_vector) {
+            plane->source + s.source_offset + rows->source + columns->at * source_column + s.first_tap * s.step;
+        for (int64_t k = 0; k < columns->count; ++k, from += factor_vector, source += source_vector) {
           keep_apart(from);
           if (s.factor_ahead != 0)
             for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(from + r * s.factor_row + s.factor_ahead);
@@ -105,7 +107,7 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
               for (int64_t c = 0; c < kStride; ++c)
                 __builtin_prefetch(source + r * s.source_row + c * s.step + s.source_ahead);
           Vec<A> factor[kRows];
-          if constexpr (kEdge && std::is_same_v<T, A>)
+          if constexpr (kEdge && kColumns)
             if (columns->edge) {
               TORCH_EXT_UNROLL
               for (int r = 0; r < kRows; ++r) factor[r] = load_masked(from + r * s.factor_row, columns->factor_mask);
@@ -127,27 +129,29 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
   }
 }
 
-template <class T, int kRows, int kStride, int kKernelRows, int kTaps = detail::grad_taps_at_once(kKernelRows)>
+template <class T, Order kOrder, int kRows, int kStride, int kKernelRows,
+          int kTaps = detail::grad_taps_at_once(kKernelRows)>
 void grad_strips(const GradStripSum<T>& s, int64_t taps, bool edge) {
   if constexpr (kTaps > 1)
-    if (taps < kTaps) return grad_strips<T, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
-  edge ? grad_strips<T, kRows, kStride, kKernelRows, kTaps, true>(s)
-       : grad_strips<T, kRows, kStride, kKernelRows, kTaps, false>(s);
+    if (taps < kTaps) return grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
+  edge ? grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps, true>(s)
+       : grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps, false>(s);
 }
 
-template <class T, int kKernelRows, int kStride>
+template <class T, Order kOrder, int kKernelRows, int kStride>
 void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t taps, bool edge) {
   if constexpr (kKernelRows > 1) {
-    if (rows == 4) return grad_strips<T, 4, kStride, kKernelRows>(s, taps, edge);
-    if (rows == 3) return grad_strips<T, 3, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 4) return grad_strips<T, kOrder, 4, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 3) return grad_strips<T, kOrder, 3, kStride, kKernelRows>(s, taps, edge);
   }
-  grad_strips<T, 1, 1, kKernelRows>(s, taps, edge);
+  grad_strips<T, kOrder, 1, 1, kKernelRows>(s, taps, edge);
 }
 
-template <class T, int kKernelRows>
+template <class T, Order kOrder, int kKernelRows>
 void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t stride, int64_t taps, bool edge) {
-  stride == 1 ? grad_strips<T, kKernelRows, 1>(s, rows, taps, edge)
-              : grad_strips<T, kKernelRows, 2>(s, rows, taps, edge);
+  if constexpr (kOrder == Order::kChannelsInPlace)
+    if (stride == 2) return grad_strips<T, kOrder, kKernelRows, 2>(s, rows, taps, edge);
+  grad_strips<T, kOrder, kKernelRows, 1>(s, rows, taps, edge);
 }
 
 template <class T, Order kOrder>
@@ -399,8 +403,6 @@ class GradStrips {
     s.source_row = h.kernel > 1 ? h.dilation * input_.spatial[1] : 0;
     s.factor_column = grad_output_.spatial[2];
     s.source_column = w.stride * input_.spatial[2];
-    s.factor_vector = kColumns ? L : s.factor_column;
-    s.source_vector = kColumns ? L : s.source_column;
     s.step = w.dilation * input_.spatial[2];
     s.row_sums = w.kernel * L;
     const int64_t at_once = detail::grad_taps_at_once(h.kernel);
@@ -412,10 +414,10 @@ class GradStrips {
       s.factor_ahead = middle ? factor_ahead_ : 0;
       s.source_ahead = middle ? source_ahead_ : 0;
       s.sums = sums_ + (v * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
-      if (h.kernel == 1) grad_strips<T, 1>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 3) grad_strips<T, 3>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 5) grad_strips<T, 5>(s, strips.rows, h.row_step(), taps->count, edge);
-      else grad_strips<T, 7>(s, strips.rows, h.row_step(), taps->count, edge);
+      if (h.kernel == 1) grad_strips<T, kOrder, 1>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 3) grad_strips<T, kOrder, 3>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 5) grad_strips<T, kOrder, 5>(s, strips.rows, h.row_step(), taps->count, edge);
+      else grad_strips<T, kOrder, 7>(s, strips.rows, h.row_step(), taps->count, edge);
     }
   }
 

@@ -108,7 +108,7 @@ inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64
   const Axis &h = axes[1], &w = axes[2];
   if (!has_grad_strips(axes) || h.stride != 1 || (h.kernel == 7 && w.target < 2 * lanes)) return false;
   return columns_lie_side_by_side(w, lanes, source, target) && positions >= 80 * h.kernel &&
-         8 * w.target >= 5 * lanes * ceil_div(w.target, lanes);
+         8 * w.target >= 6 * lanes * ceil_div(w.target, lanes);
 }
 
 // Columns whose source and target rows stay in the L1 cache together, in a strip of channels. Pixels that are a large
@@ -156,10 +156,10 @@ inline int64_t channels_at_once(const Triple<Axis>& axes, int64_t least) {
 
 // Whether input and output may not be in a cache.
 template <class T>
-bool is_large(const ConvGeometry<int64_t>& g, int64_t bytes) {
+bool is_large(const ConvGeometry<int64_t>& g, Order order) {
   const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
   const int64_t out = g.batch * g.out_channels * g.out[0] * g.out[1] * g.out[2];
-  return in + out > bytes / static_cast<int64_t>(sizeof(T));
+  return in + out > (is_packed(order) ? kPrefetchPackedBytes : kPrefetchBytes) / static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace detail
@@ -188,9 +188,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kPackedColumns
                                                                               : Order::kPackedChannels;
 
-  p.prefetch = detail::is_large<T>(g, p.order == Order::kChannelsInPlace  ? kPrefetchBytes
-                                      : p.order == Order::kColumnsInPlace ? kPrefetchPlanesBytes
-                                                                          : kPrefetchPackedBytes);
+  p.prefetch = detail::is_large<T>(g, p.order);
   const int64_t wanted = wanted_parts(g, kPartWork);
   int64_t needed = ceil_div(wanted, g.batch);
   const int64_t phases = std::min(w.phases, w.target);
@@ -339,11 +337,13 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                                                                   : Order::kPackedChannels;
 
   const int64_t wanted = wanted_parts(g, kGradPartWork);
-  const int64_t images = std::min(g.batch, positions / (kSlicePositions / 4));  // slices without borders inside
+  // Adjacent channels come best in long pieces: where they are, slices that are whole images rather than blocks are
+  // many.
+  const bool adjacent = input.channel == 1 && grad_output.channel == 1;
+  const int64_t images = adjacent ? std::min(g.batch, positions / (kSlicePositions / 4)) : 0;
   const int64_t slices = std::clamp<int64_t>(std::max(positions / kSlicePositions, images), 1, wanted);
   const int64_t blocks = ceil_div(wanted, slices);
-  const bool adjacent = input.channel == 1 && grad_output.channel == 1;  // and best read in long pieces
-  int64_t packed_bytes = 1, max_columns = kMaxSumColumns;                // of a column of a block
+  int64_t packed_bytes = 1, max_columns = kMaxSumColumns;  // of a column of a block
   switch (p.order) {
     case Order::kChannelsInPlace:
       p.channels =
@@ -391,8 +391,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   }
   p.zero_rows = is_packed(p.order) && h.target <= kMaxTileRows && 2 * h.kernel <= h.target;
   p.shared = h.row_step() == 1 && !p.zero_rows ? Shared::kSource : Shared::kFactor;
-  p.prefetch =
-      detail::is_large<T>(g, channels_in_place ? kPrefetchBytes : kPrefetchPlanesBytes) && h.stride <= h.source;
+  p.prefetch = detail::is_large<T>(g, p.order) && h.stride <= h.source;
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.channels.blocks())), g.batch, g.out);
   return p;
 }

@@ -58,10 +58,8 @@ inline constexpr int64_t kWeightBytes = 16 << 10;       // of a block of channel
 inline constexpr int64_t kRingBytes = 48 << 10;         // packed rows if one block holds all taps
 inline constexpr int64_t kBlockedRingBytes = 24 << 10;  // packed rows if taps are cut into blocks: stays in L1
 inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried from tap block to tap block
-// Input and output that may not be in a cache, and prefetching pays: channels in place, separate planes, and planes
-// that are packed on the way to a sum that is short.
-inline constexpr int64_t kPrefetchBytes = 8 << 20;
-inline constexpr int64_t kPrefetchPlanesBytes = 1 << 20;
+// Input and output that may not be in a cache. In place, the hardware brings what is in L3 in time.
+inline constexpr int64_t kPrefetchBytes = 20 << 20;
 inline constexpr int64_t kPrefetchPackedBytes = 4 << 20;
 inline constexpr int64_t kPrefetchedBlockBytes = 1 << 19;
 inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are worth an item: forward and grad input,
