@@ -5,9 +5,8 @@
 // sums of all rows of the kernel by some of its columns: each source vector is loaded once for all rows of the kernel
 // that meet it.
 //   kColumnsInPlace   one channel after the other, images inside; loads at the edges are masked.
-//   kChannelsInPlace  a few rows or images of a block of channels, one vector of them after the other; at the edges,
-//   the
-//                     taps that lie outside the image are left out.
+//   kChannelsInPlace  a few rows or images of a block of channels, one vector of them after the other; taps outside the
+//                     image are left out.
 // Either way, both tensors are read nearly in the order of memory.
 #include "pack.h"
 #include "tiles.h"
@@ -346,15 +345,14 @@ class GradStrips {
     if (kColumns) {
       factor_ahead_ = factor_channel(vector_ + 1) - factor_channel(vector_);
       source_ahead_ = source_channel(vector_ + 1) - source_channel(vector_);
-    } else if (v % (kLine<T> / L) == 0) {
+    } else if (v % kVectorsInLine<T> == 0) {
       const Axis& h = plan_.axes[1];
-      const bool images = plane_count_ < size(box_.n);
-      factor_ahead_ = rows > 0 ? rows * h.classes * grad_output_.spatial[1]
-                      : images ? plane_count_ * grad_output_.n
-                               : vectors_ * L;
-      source_ahead_ = rows > 0 ? rows * h.classes * h.stride * input_.spatial[1]
-                      : images ? plane_count_ * input_.n
-                               : vectors_ * L;
+      const auto ahead = [&](const View<const T>& view, int64_t row) {
+        if (rows > 0) return rows * row * view.spatial[1];
+        return plane_count_ < size(box_.n) ? plane_count_ * view.n : vectors_ * L;
+      };
+      factor_ahead_ = ahead(grad_output_, h.classes);
+      source_ahead_ = ahead(input_, h.classes * h.stride);
     }
   }
 
@@ -432,7 +430,7 @@ class GradStrips {
   int64_t vector_, vectors_;  // the first one of those that are summed side by side
   int64_t summed_;            // positions since the sums were last added to the totals
   bool has_totals_;           // else they never were
-  bool first_;
+  bool first_;  // whether these are the first tile and depth of the kernel: later ones find all in a cache
   int64_t factor_ahead_, source_ahead_;
   GradPlane<T> planes_[kMaxPlanes];
   int64_t plane_count_;

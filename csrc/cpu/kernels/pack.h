@@ -43,10 +43,6 @@ struct Lanes {
   }
 };
 
-// Elements in a cache line.
-template <class T>
-inline constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-
 // packed[column][lane] for `columns` columns that all exist. What lies `ahead` elements further is prefetched, unless
 // that is 0.
 template <class T>

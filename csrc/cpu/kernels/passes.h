@@ -2,7 +2,6 @@
 
 #include <concepts>
 
-#include "../../core/dtype.h"
 #include "plan.h"
 
 // The plans of the passes: made from the geometry alone, so that every thread, instruction set and run agrees on them.
@@ -60,6 +59,8 @@ struct CorrelatePlan {
 };
 
 namespace detail {
+
+inline bool channels_are_adjacent(Layout a, Layout b) { return a.channel == 1 && b.channel == 1; }
 
 // Columns as lanes suit rows that are long and adjacent in memory, and tensors with too few channels for a vector.
 inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, Layout source, Layout target) {
@@ -122,7 +123,7 @@ inline int64_t columns_in_cache(const Axis& h, int64_t pixel_bytes) {
 // Channels as lanes: neighbouring target rows meet source rows that are one or two steps of the kernel's rows apart.
 inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
                                    Layout target, int64_t pixel_bytes) {
-  if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
+  if (!channels_are_adjacent(source, target) || channels < lanes) return false;
   const Axis &h = axes[1], &w = axes[2];
   return has_grad_strips(axes) && h.row_step() <= 2 &&
          columns_in_cache(h, pixel_bytes) >= std::min(w.kernel, grad_taps_at_once(h.kernel));
@@ -131,7 +132,7 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
 inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
                                     Layout target, bool convert) {
-  if (source.channel != 1 || target.channel != 1 || channels < lanes) return false;
+  if (!channels_are_adjacent(source, target) || channels < lanes) return false;
   const int64_t rows = axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
   // A sum that is taken in several goes is added to what is in the target: it would be rounded each time, and the
@@ -146,7 +147,7 @@ inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, 
 // Vectors of packed channels in a block: many if channels are adjacent in memory or rows are short, so that there is
 // some work for each row.
 inline int64_t packed_vectors(int64_t columns, Layout a, Layout b) {
-  return a.channel == 1 && b.channel == 1 ? 8 : std::clamp<int64_t>(64 / columns, 2, 8);
+  return channels_are_adjacent(a, b) ? 8 : std::clamp<int64_t>(64 / columns, 2, 8);
 }
 
 // Few channels at a time are read and written nearly in the order of memory; many cost less for each row.
@@ -337,9 +338,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                                                                   : Order::kPackedChannels;
 
   const int64_t wanted = wanted_parts(g, kGradPartWork);
-  // Adjacent channels come best in long pieces: where they are, slices that are whole images rather than blocks are
-  // many.
-  const bool adjacent = input.channel == 1 && grad_output.channel == 1;
+  // Adjacent channels come best in long pieces: rather slices that are whole images than blocks.
+  const bool adjacent = detail::channels_are_adjacent(input, grad_output);
   const int64_t images = adjacent ? std::min(g.batch, positions / (kSlicePositions / 4)) : 0;
   const int64_t slices = std::clamp<int64_t>(std::max(positions / kSlicePositions, images), 1, wanted);
   const int64_t blocks = ceil_div(wanted, slices);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "../../core/dtype.h"
 #include "../../core/geometry.h"
 #include "../../core/view.h"
 
@@ -20,6 +21,12 @@ namespace torch_ext::cpu {
 // Channels in one vector, in every instruction set.
 template <class A>
 inline constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(A));
+
+// Elements in a cache line, and vectors whose elements are stored there.
+template <class T>
+inline constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
+template <class T>
+inline constexpr int64_t kVectorsInLine = kLine<T> / kLanes<Acc<T>>;
 
 // What the lanes of a vector are, and where rows of the source are read.
 enum class Order {
@@ -346,7 +353,7 @@ inline Channels cut_channels(int64_t channels, int64_t lanes, bool whole_vectors
 struct ChannelMap {
   int64_t times, over;
 
-  int64_t operator()(int64_t lane) const { return lane * times / over; }
+  int64_t operator()(int64_t lane) const { return divide(lane * times, over); }
 };
 
 // Items that a pass should have: each with some multiply-adds, so that it is worth its overhead.

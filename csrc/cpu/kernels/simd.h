@@ -9,9 +9,9 @@
 //                                                     moves it is not taken for a memcpy or memset, which cost a call
 //   load_wide(p), store_rounded(p, v)                 from and to a storage type
 //   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
-//   load_masked(p, mask)                              only the numbers whose mask is set are touched, the others are
-//   zero permute(v, index)                                 lanes in another order, see Lanes in pack.h transpose(rows)
-//   a square of kLanes vectors
+//   load_masked(p, mask)                              only the numbers whose mask is set are touched, the rest is zero
+//   permute(v, index)                                 lanes in another order, see Lanes in pack.h
+//   transpose(rows)                                   a square of kLanes vectors
 // Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
 // sums on the stack.
 #if defined(__clang__)

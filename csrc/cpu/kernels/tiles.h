@@ -175,7 +175,7 @@ __attribute__((noinline)) int64_t tiles(const RowSum<T>& row_sum, int64_t column
     const Acc<T>* start = r.start;
     T* out = r.out + r.out_vectors[0] + column * r.out_stride;
     for (int64_t v = r.vectors; v > 0; --v) {
-      if (kStride == 0 && r.prefetch && v % 2 == 0) {  // two vectors are a cache line
+      if (kStride == 0 && r.prefetch && v % kVectorsInLine<T> == 0) {
         for (int64_t row = 0; row < r.ahead_rows; ++row) {
           const T* line = r.ahead + row * r.ahead_row_stride + source_offset;
           for (int64_t i = kColumns * r.ahead_pixels; i > 0; --i, line += r.pixel_stride) __builtin_prefetch(line);
