@@ -1,13 +1,13 @@
 #pragma once
 
-// The weight gradient of gradients.h where lanes lie side by side in memory: nothing is packed. A strip of a few rows
-// of grad_output by one vector of columns, or one column of a vector of channels, stays in registers, and so do the
-// sums of all rows of the kernel by some of its columns: each source vector is loaded once for all rows of the kernel
-// that meet it.
+// The weight gradient of gradients.h for kernels of few rows. A strip of a few rows of grad_output by one vector of
+// columns, or one column of a vector of channels, stays in registers, and so do the sums of all rows of the kernel by
+// some of its columns: each source vector is loaded once for all rows of the kernel that meet it.
 //   kColumnsInPlace   one channel after the other, images inside; loads at the edges are masked.
 //   kChannelsInPlace  a few rows or images of a block of channels, one vector of them after the other; taps outside the
 //                     image are left out.
-// Either way, both tensors are read nearly in the order of memory.
+//   kStagedChannels   the same, of a copy of each vector's rows in which its channels lie side by side, in Acc<T>.
+// Any of them reads both tensors nearly in the order of memory.
 #include "pack.h"
 #include "tiles.h"
 
@@ -78,11 +78,10 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>
 }
 
 // Those tiles that lie at an edge, or all others.
-template <class T, Order kOrder, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
+template <class T, bool kColumns, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
 __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
-  constexpr bool kColumns = kOrder == Order::kColumnsInPlace;
   const GradStripSum<T> s = strip_sum;  // as in tiles()
   const int64_t factor_column = kColumns ? 1 : s.factor_column, source_column = kColumns ? 1 : s.source_column;
   const int64_t factor_vector = kColumns ? L : factor_column, source_vector = kColumns ? L : source_column;
@@ -128,36 +127,37 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
   }
 }
 
-template <class T, Order kOrder, int kRows, int kStride, int kKernelRows,
+template <class T, bool kColumns, int kRows, int kStride, int kKernelRows,
           int kTaps = detail::grad_taps_at_once(kKernelRows)>
 void grad_strips(const GradStripSum<T>& s, int64_t taps, bool edge) {
   if constexpr (kTaps > 1)
-    if (taps < kTaps) return grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
-  edge ? grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps, true>(s)
-       : grad_strips<T, kOrder, kRows, kStride, kKernelRows, kTaps, false>(s);
+    if (taps < kTaps) return grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
+  edge ? grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, true>(s)
+       : grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, false>(s);
 }
 
-template <class T, Order kOrder, int kKernelRows, int kStride>
+template <class T, bool kColumns, int kKernelRows, int kStride>
 void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t taps, bool edge) {
   if constexpr (kKernelRows > 1) {
-    if (rows == 4) return grad_strips<T, kOrder, 4, kStride, kKernelRows>(s, taps, edge);
-    if (rows == 3) return grad_strips<T, kOrder, 3, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 4) return grad_strips<T, kColumns, 4, kStride, kKernelRows>(s, taps, edge);
+    if (rows == 3) return grad_strips<T, kColumns, 3, kStride, kKernelRows>(s, taps, edge);
   }
-  grad_strips<T, kOrder, 1, 1, kKernelRows>(s, taps, edge);
+  grad_strips<T, kColumns, 1, 1, kKernelRows>(s, taps, edge);
 }
 
-template <class T, Order kOrder, int kKernelRows>
+template <class T, bool kColumns, int kKernelRows>
 void grad_strips(const GradStripSum<T>& s, int64_t rows, int64_t stride, int64_t taps, bool edge) {
-  if constexpr (kOrder == Order::kChannelsInPlace)
-    if (stride == 2) return grad_strips<T, kOrder, kKernelRows, 2>(s, rows, taps, edge);
-  grad_strips<T, kOrder, kKernelRows, 1>(s, rows, taps, edge);
+  if constexpr (!kColumns)
+    if (stride == 2) return grad_strips<T, kColumns, kKernelRows, 2>(s, rows, taps, edge);
+  grad_strips<T, kColumns, kKernelRows, 1>(s, rows, taps, edge);
 }
 
 template <class T, Order kOrder>
 class GradStrips {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
-  static constexpr bool kColumns = kOrder == Order::kColumnsInPlace;
+  static constexpr bool kColumns = lanes_are_columns(kOrder), kStaged = is_staged(kOrder);
+  using Stored = std::conditional_t<kStaged, A, T>;
 
  public:
   GradStrips(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums, A* scratch)
@@ -167,6 +167,11 @@ class GradStrips {
         partial_sums_(partial_sums),
         sums_(scratch),
         totals_(scratch + plan.sums_size() / 3),
+        stage_(scratch + plan.sums_size()),
+        factor_column_(kStaged ? L : grad_output.spatial[2]),
+        source_column_(kStaged ? L : input.spatial[2]),
+        factor_row_(grad_output.spatial[1]),
+        source_row_(input.spatial[1]),
         prefetch_(kColumns ? what_to_prefetch(plan, input, grad_output) == Prefetch::kBlock : plan.prefetch) {}
 
   void item(int64_t index) {
@@ -200,7 +205,7 @@ class GradStrips {
     const GradColumns<A>* columns;
     int64_t column_count;
   };
-  static constexpr int64_t kMaxPlanes = 64, kMaxStrips = 128;
+  static constexpr int64_t kMaxStrips = 128;
   static constexpr int64_t kMaxRuns = kColumns ? 2 * kMaxEdges<A> + 1 : 4 * kMaxColumnTaps;
 
   void add_to_totals() {
@@ -233,6 +238,12 @@ class GradStrips {
     if (range.begin == range_.begin && range.end == range_.end) return;
     range_ = range;
     listed_ = {};
+    if constexpr (kStaged) {
+      const Axis& w = plan_.axes[2];
+      met_ = met(w, range);
+      factor_row_ = size(range) * L;
+      source_row_ = size(met_) * L;
+    }
     column_count_ = taps_count_ = 0;
     if constexpr (kColumns) list_vectors(range);
     const int64_t taps = plan_.axes[2].kernel, at_once = detail::grad_taps_at_once(plan_.axes[1].kernel);
@@ -301,9 +312,9 @@ class GradStrips {
         for (int64_t id = box_.d.begin; id < box_.d.end; ++id) {
           const int64_t depth = d.phase(0).source(id, td);
           if (depth < 0 || depth >= d.source) continue;
-          planes_[plane_count_++] = {
-              grad_output_.data + n * grad_output_.n + id * grad_output_.spatial[0],
-              input_.data + n * input_.n + depth * input_.spatial[0] - plan_.axes[2].pad * input_.spatial[2]};
+          planes_[plane_count_++] = {grad_output_.data + n * grad_output_.n + id * grad_output_.spatial[0],
+                                     input_.data + n * input_.n + depth * input_.spatial[0] -
+                                         (kStaged ? 0 : plan_.axes[2].pad * source_column_)};
           if (plane_count_ == most) sum_planes(td);
         }
       if (plane_count_ > 0) sum_planes(td);
@@ -329,12 +340,43 @@ class GradStrips {
       if (summed_ > kShortSum) add_to_totals();
       for (int64_t v = 0; v < vectors_; ++v) {
         set_prefetch(v, begin == 0 && end_ == count ? 0 : end_ - begin);
+        if constexpr (kStaged) stage(v, {first + begin, first + end_});
         for (const Strips& strips : groups_) {
           if (strips.insides) sum(td, v, strips, false);
           if (strips.edges) sum(td, v, strips, true);
         }
       }
     }
+  }
+
+  // The positions of the input that some of grad_output meet.
+  static Range met(const Axis& axis, Range range) {
+    const Phase p = axis.phase(0);
+    return {std::max<int64_t>(0, p.source(range.begin, 0)),
+            std::min(axis.source, p.source(range.end - 1, axis.kernel - 1) + 1)};
+  }
+
+  // Copies rows of grad_output, and what they meet of the input, of all planes of a vector of channels.
+  void stage(int64_t v, Range rows) {
+    const Axis &h = plan_.axes[1], &w = plan_.axes[2];
+    const Range met_rows = met(h, rows);
+    A* to = stage_;
+    for (int64_t p = 0; p < plane_count_; ++p) {
+      staged_[p].factor = to - rows.begin * factor_row_ - range_.begin * L;
+      to = stage(planes_[p].factor, grad_output_, plan_.output_map, vector_ + v, rows, range_, factor_ahead_, to);
+      staged_[p].source = to - met_rows.begin * source_row_ - (met_.begin + w.pad) * L;
+      to = stage(planes_[p].source, input_, plan_.input_map, vector_ + v, met_rows, met_, source_ahead_, to);
+    }
+  }
+  A* stage(const T* plane, const View<const T>& view, ChannelMap map, int64_t v, Range rows, Range columns,
+           int64_t ahead, A* to) const {
+    const Lanes<A> lanes(v * L, plan_.channels.channels, map, view.c);
+    const int64_t row = view.spatial[1], column = view.spatial[2];
+    int64_t count = size(rows), length = size(columns);
+    if (row == length * column) length *= count, count = std::min<int64_t>(1, count);  // one run
+    for (const T* from = plane + rows.begin * row + columns.begin * column; count > 0; --count, from += row)
+      pack_columns(from, column, lanes, length, std::exchange(to, to + length * L), ahead);
+    return to;
   }
 
   // What comes next: the next channel; or the next `rows` rows of a block of channels, else its next images, or else
@@ -345,10 +387,11 @@ class GradStrips {
     if (kColumns) {
       factor_ahead_ = factor_channel(vector_ + 1) - factor_channel(vector_);
       source_ahead_ = source_channel(vector_ + 1) - source_channel(vector_);
-    } else if (v % kVectorsInLine<T> == 0) {
+    } else if (kStaged || v % kVectorsInLine<T> == 0) {
       const Axis& h = plan_.axes[1];
       const auto ahead = [&](const View<const T>& view, int64_t row) {
         if (rows > 0) return rows * row * view.spatial[1];
+        if (kStaged) return L * view.c;
         return plane_count_ < size(box_.n) ? plane_count_ * view.n : vectors_ * L;
       };
       factor_ahead_ = ahead(grad_output_, h.classes);
@@ -367,16 +410,16 @@ class GradStrips {
     int64_t of_four = (rows - 3 * of_three) / 4;
     if (h.kernel == 1) of_three = of_four = 0;
     const int64_t counts[] = {of_four, of_three, rows - 4 * of_four - 3 * of_three}, sizes[] = {4, 3, 1};
-    const bool edge_columns = columns_[0].edge || columns_[column_count_ - 1].edge;
-    const bool inside_columns = column_count_ > 2 || !columns_[0].edge || !columns_[column_count_ - 1].edge;
+    const bool first_edge = kColumns && columns_[0].edge, last_edge = kColumns && columns_[column_count_ - 1].edge;
+    const bool edge_columns = first_edge || last_edge, inside_columns = column_count_ > 2 || !first_edge || !last_edge;
     int64_t row = begin, listed = 0;
     for (int i = 0; i < 3; ++i) {
       groups_[i] = {sizes[i], strips_ + listed, counts[i], counts[i] > 0 && edge_columns, false};
       for (int64_t k = 0; k < counts[i]; ++k, ++listed, row += sizes[i]) {
         const int64_t at = first + row * h.classes, source = p.source(at, 0);
         GradRows& strip = strips_[listed];
-        strip.factor = at * grad_output_.spatial[1];
-        strip.source = source * input_.spatial[1];
+        strip.factor = at * factor_row_;
+        strip.source = source * source_row_;
         const Range inside = positions_inside(source, h.dilation, h.source);
         strip.first_row = inside.begin;
         strip.last_row = inside.end;
@@ -390,18 +433,22 @@ class GradStrips {
 
   void sum(int64_t td, int64_t v, const Strips& strips, bool edge) {
     const Axis &h = plan_.axes[1], &w = plan_.axes[2];
-    GradStripSum<T> s{};
-    s.planes = planes_;
+    GradStripSum<Stored> s{};
+    if constexpr (kStaged) {
+      s.planes = staged_;
+    } else {
+      s.planes = planes_;
+      s.factor_offset = factor_channel(vector_ + v);
+      s.source_offset = source_channel(vector_ + v);
+    }
     s.plane_count = plane_count_;
-    s.factor_offset = factor_channel(vector_ + v);
-    s.source_offset = source_channel(vector_ + v);
     s.strips = strips.first;
     s.strip_count = strips.count;
-    s.factor_row = h.classes * grad_output_.spatial[1];
-    s.source_row = h.kernel > 1 ? h.dilation * input_.spatial[1] : 0;
-    s.factor_column = grad_output_.spatial[2];
-    s.source_column = w.stride * input_.spatial[2];
-    s.step = w.dilation * input_.spatial[2];
+    s.factor_row = h.classes * factor_row_;
+    s.source_row = h.kernel > 1 ? h.dilation * source_row_ : 0;
+    s.factor_column = factor_column_;
+    s.source_column = w.stride * source_column_;
+    s.step = w.dilation * source_column_;
     s.row_sums = w.kernel * L;
     const int64_t at_once = detail::grad_taps_at_once(h.kernel);
     for (const Taps* taps = taps_; taps < taps_ + taps_count_; ++taps) {
@@ -412,18 +459,21 @@ class GradStrips {
       s.factor_ahead = middle ? factor_ahead_ : 0;
       s.source_ahead = middle ? source_ahead_ : 0;
       s.sums = sums_ + (v * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
-      if (h.kernel == 1) grad_strips<T, kOrder, 1>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 3) grad_strips<T, kOrder, 3>(s, strips.rows, h.row_step(), taps->count, edge);
-      else if (h.kernel == 5) grad_strips<T, kOrder, 5>(s, strips.rows, h.row_step(), taps->count, edge);
-      else grad_strips<T, kOrder, 7>(s, strips.rows, h.row_step(), taps->count, edge);
+      if (h.kernel == 1) grad_strips<Stored, kColumns, 1>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 3) grad_strips<Stored, kColumns, 3>(s, strips.rows, h.row_step(), taps->count, edge);
+      else if (h.kernel == 5) grad_strips<Stored, kColumns, 5>(s, strips.rows, h.row_step(), taps->count, edge);
+      else grad_strips<Stored, kColumns, 7>(s, strips.rows, h.row_step(), taps->count, edge);
     }
   }
 
   const GradWeightPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  A* const sums_;    // of about kShortSum positions
-  A* const totals_;  // of sums, with the rounding error so far
+  A* const sums_;                                // of about kShortSum positions
+  A* const totals_;                              // of sums, with the rounding error so far
+  A* const stage_;                               // copies of rows
+  const int64_t factor_column_, source_column_;  // from column to column, where they are read
+  int64_t factor_row_, source_row_;
   const bool prefetch_;
 
   Box box_;
@@ -433,6 +483,7 @@ class GradStrips {
   bool first_;  // whether these are the first tile and depth of the kernel: later ones find all in a cache
   int64_t factor_ahead_, source_ahead_;
   GradPlane<T> planes_[kMaxPlanes];
+  GradPlane<Stored> staged_[kStaged ? kMaxPlanes : 1];
   int64_t plane_count_;
   Range listed_{};  // the rows from which the current strips are listed,
   int64_t end_;     // and the row behind them, counted in its class
@@ -442,7 +493,7 @@ class GradStrips {
   int64_t column_count_;
   Taps taps_[kMaxRuns];
   int64_t taps_count_;
-  Range range_{};  // of columns
+  Range range_{}, met_{};  // of columns, and of those of the input that they meet
   Mask<A> masks_[kMaxEdges<A>][(1 + kMaxColumnTaps) * L];
 };
 

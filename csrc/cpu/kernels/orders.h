@@ -7,10 +7,12 @@ namespace torch_ext::cpu::detail {
 
 inline bool channels_are_adjacent(Layout a, Layout b) { return a.channel == 1 && b.channel == 1; }
 
+inline bool few_channels(int64_t channels, int64_t lanes) { return 2 * channels <= lanes; }
+
 // Columns as lanes suit rows that are long and adjacent in memory, and tensors with too few channels for a vector.
 inline bool columns_are_lanes(const Axis& w, int64_t channels, int64_t lanes, Layout source, Layout target) {
   if (w.phases != 1 || w.source_stride() != 1 || w.target < 2 * lanes) return false;
-  if (2 * channels <= lanes) return true;
+  if (few_channels(channels, lanes)) return true;
   return w.target >= 3 * lanes && source.column == 1 && target.column == 1;
 }
 
@@ -25,8 +27,8 @@ inline bool columns_lie_side_by_side(const Axis& w, int64_t lanes, Layout source
 }
 
 // Strips of rows, for kernels of 3, 5 or 7 of them. They overlap, so sums are taken in one go (see kTapsPerSum).
-inline bool correlates_columns_in_place(const Triple<Axis>& axes, int64_t terms, int64_t lanes, Layout source,
-                                        Layout target) {
+inline bool has_strips_of_columns(const Triple<Axis>& axes, int64_t terms, int64_t lanes, Layout source,
+                                  Layout target) {
   const Axis& h = axes[1];
   if (h.kernel != 3 && h.kernel != 5 && h.kernel != 7) return false;
   if (h.phases != 1 || h.source_stride() != 1 || h.target < kStripRows * h.classes) return false;
@@ -48,11 +50,13 @@ inline bool has_grad_strips(const Triple<Axis>& axes) {
   return w.kernel <= kMaxColumnTaps;
 }
 
-// Columns as lanes: a channel costs much beside its sums, a masked vector as much as a whole one.
-inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64_t positions, Layout source,
-                                  Layout target) {
+// Columns as lanes: a channel costs much beside its sums, a masked vector as much as a whole one. More than 9 products
+// of a number pay for the copy that makes channels lanes.
+inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, int64_t positions,
+                                  Layout source, Layout target) {
   const Axis &h = axes[1], &w = axes[2];
   if (!has_grad_strips(axes) || h.stride != 1 || (h.kernel == 7 && w.target < 2 * lanes)) return false;
+  if (!few_channels(channels, lanes) && h.classes == 1 && (h.kernel > 3 || w.target <= 4 * lanes)) return false;
   return columns_lie_side_by_side(w, lanes, source, target) && positions >= 80 * h.kernel &&
          8 * w.target >= 6 * lanes * ceil_div(w.target, lanes);
 }
@@ -72,6 +76,13 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
   const Axis &h = axes[1], &w = axes[2];
   return has_grad_strips(axes) && h.row_step() <= 2 &&
          columns_in_cache(h, pixel_bytes) >= std::min(w.kernel, grad_taps_at_once(h.kernel));
+}
+
+// Channels as lanes in a copy of rows. A copy of rows whose channels are adjacent already would win nothing.
+inline bool sums_staged_channels(const Triple<Axis>& axes, int64_t channels, int64_t lanes, bool adjacent) {
+  const Axis &h = axes[1], &w = axes[2];
+  return !adjacent && !few_channels(channels, lanes) && has_grad_strips(axes) && h.classes == 1 && h.stride <= 2 &&
+         w.dilation <= kMaxReach;
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.

@@ -43,13 +43,18 @@ struct CorrelatePlan {
     return lanes_are_columns(order) ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns * group;
   }
   int64_t items() const { return parts.count() * channels.blocks(); }
-  // In elements. In scratch lie the ring, the tile and the bias.
+  // In elements. In scratch lie the bias; the tile and the ring, or the copy of the source.
   int64_t ring_size() const { return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes; }
   int64_t tile_size() const {
     return !is_packed(order) ? 0 : tile_rows * tile_columns() * channels.max_vectors() * channels.lanes;
   }
   int64_t bias_size() const { return channels.max_vectors() * lanes; }
-  int64_t scratch_size() const { return bias_size() + tile_size() + ring_size(); }
+  int64_t source_plane() const { return axes[0].source * axes[1].source * axes[2].source; }
+  int64_t stage_size() const {
+    const int64_t most = map.over > 1 ? (channels.width - 1) / map.over + 2 : channels.width * terms;  // channels
+    return !is_staged(order) ? 0 : most * source_plane() + lanes;
+  }
+  int64_t scratch_size() const { return bias_size() + tile_size() + ring_size() + stage_size(); }
   int64_t weight_size() const {
     return channels.all_vectors() * channels.lanes * terms * taps() + lanes;
   }  // see pack_line
@@ -98,10 +103,11 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   const bool convert = !std::same_as<T, A>;
   const bool channels_in_place =
       m == 1 && detail::reads_channels_in_place(p.axes, channels, p.lanes, source, target, convert);
-  const bool columns_in_place =
-      !convert && detail::correlates_columns_in_place(p.axes, p.terms, p.lanes, source, target);
-  p.order = channels_in_place                                                 ? Order::kChannelsInPlace
-            : columns_in_place                                                ? Order::kColumnsInPlace
+  // 16-bit types have no masked loads for the edges: their images are widened first.
+  const bool strips_of_columns = detail::has_strips_of_columns(p.axes, p.terms, p.lanes, source, target) &&
+                                 (!convert || p.terms * p.source_plane() <= kMaxStaged);
+  p.order = channels_in_place   ? Order::kChannelsInPlace
+            : strips_of_columns ? convert ? Order::kStagedColumns : Order::kColumnsInPlace
             : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kPackedColumns
                                                                               : Order::kPackedChannels;
 
@@ -118,11 +124,16 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = {w.count(0), 1, all_taps, {{1, 1, 0}}, true};
       break;
     case Order::kColumnsInPlace:
+    case Order::kStagedColumns:
       // Few channels at a time are read and written nearly in the order of memory; many cost less for each row.
-      p.channels = cut_channels(channels, 1, false, 1, detail::channels_at_once(p.axes, 1), needed);
+      p.channels = cut_channels(channels, 1, false, 1,
+                                convert ? std::clamp<int64_t>(kStagedBlock / (p.terms * p.source_plane()), 1, 16)
+                                        : detail::channels_at_once(p.axes, 1),
+                                needed);
       p.tiling = {w.count(0), p.terms, all_taps, {{1, 1, 0}}, true};
       break;
     case Order::kPackedChannels:
+    case Order::kStagedChannels:  // never
       p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, source, target), needed);
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
@@ -139,9 +150,9 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
   p.parts.h = cut(&needed, p.axes[1].target,
-                  channels_in_place  ? 1
-                  : columns_in_place ? kStripRows * p.axes[1].classes
-                                     : 4);
+                  channels_in_place   ? 1
+                  : strips_of_columns ? kStripRows * p.axes[1].classes
+                                      : 4);
   p.parts.w = cut(&needed, w.count(0), 64);
   // Two target rows share the loads of their source rows, where lanes being columns makes loads dear.
   Tiling two = p.tiling;
@@ -204,7 +215,17 @@ struct GradWeightPlan {
   }
   int64_t ring_size() const { return !is_packed(order) ? 0 : tiling.ring() * channels.max_vectors() * channels.lanes; }
   int64_t zero_row_size() const { return zero_rows ? tiling.slots[2] * channels.max_vectors() * channels.lanes : 0; }
-  int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size(); }
+  // Strips of 4 rows at least, and what they meet of the input. Tiles are nearly of the same size.
+  int64_t stage_size() const {
+    if (!is_staged(order)) return 0;
+    const Axis &h = axes[1], &w = axes[2];
+    const int64_t fewest_columns = std::min(w.target / parts.w, ceil_div(tiling.columns, 2));
+    const int64_t most_rows = std::max(kStripRows, positions_at_once / fewest_columns);
+    const int64_t planes = std::clamp<int64_t>(most_rows / (h.target / parts.h), 1, kMaxPlanes);
+    const int64_t rows = std::min(most_rows, planes * ceil_div(h.target, parts.h));
+    return (rows * tiling.columns + h.met(rows, planes) * w.met(tiling.columns, 1)) * lanes;
+  }
+  int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size() + stage_size(); }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
   int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
@@ -247,15 +268,16 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
       m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const bool columns_in_place =
-      !convert && detail::sums_columns_in_place(p.axes, p.lanes, positions, input, grad_output);
-  p.order = channels_in_place                                                     ? Order::kChannelsInPlace
-            : columns_in_place                                                    ? Order::kColumnsInPlace
-            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
-                                                                                  : Order::kPackedChannels;
+      !convert && detail::sums_columns_in_place(p.axes, channels, p.lanes, positions, input, grad_output);
+  const bool adjacent = detail::channels_are_adjacent(input, grad_output);
+  p.order = channels_in_place                                                             ? Order::kChannelsInPlace
+            : columns_in_place                                                            ? Order::kColumnsInPlace
+            : detail::sums_staged_channels(p.axes, channels, p.lanes, adjacent && m == 1) ? Order::kStagedChannels
+            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output)         ? Order::kPackedColumns
+                                                                                          : Order::kPackedChannels;
 
   const int64_t wanted = wanted_parts(g, kGradPartWork);
   // Adjacent channels come best in long pieces: rather slices that are whole images than blocks.
-  const bool adjacent = detail::channels_are_adjacent(input, grad_output);
   const int64_t images = adjacent ? std::min(g.batch, positions / (kSlicePositions / 4)) : 0;
   const int64_t slices = std::clamp<int64_t>(std::max(positions / kSlicePositions, images), 1, wanted);
   const int64_t blocks = ceil_div(wanted, slices);
@@ -270,7 +292,12 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
                                 detail::packed_vectors(w.target, input, grad_output), blocks);
       packed_bytes = p.channels.width * 32;
       break;
+    case Order::kStagedChannels:
+      p.channels =
+          cut_channels(channels, p.lanes, false, 1, std::clamp<int64_t>(kMaxBlockTaps / p.taps(), 1, 16), blocks);
+      break;
     case Order::kColumnsInPlace:
+    case Order::kStagedColumns:  // never
       p.channels = cut_channels(channels, 1, false, 4, detail::channels_at_once(p.axes, 4), blocks);
       break;
     case Order::kPackedColumns:
@@ -293,6 +320,11 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
     const int64_t columns = passes ? std::max<int64_t>(7, detail::columns_in_cache(h, pixel_bytes)) : kSumPositions / 4;
     p.tiling.columns = std::min(w.target, columns);
     p.positions_at_once = passes ? kStripPositions : 4 * kStripPositions;
+  }
+  if (is_staged(p.order)) {
+    const int64_t columns = std::min(w.target, std::max<int64_t>(1, kShortSum / 4 / w.stride));
+    p.tiling.columns = columns;
+    p.positions_at_once = kStagedPositions * 4 * columns / std::max(4 * columns, w.met(columns, 1));
   }
   if (p.order == Order::kPackedColumns) round_columns(&p.tiling, p.lanes);
 

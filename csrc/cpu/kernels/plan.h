@@ -34,12 +34,15 @@ enum class Order {
   kColumnsInPlace,   // columns, likewise
   kPackedChannels,   // channels, in packed rows
   kPackedColumns,    // columns, in packed rows of one channel each
+  kStagedChannels,   // as in place, in a copy of some rows of a few images
+  kStagedColumns,    // likewise, of the images of some channels
 };
 
 constexpr bool is_packed(Order order) { return order == Order::kPackedChannels || order == Order::kPackedColumns; }
 constexpr bool lanes_are_columns(Order order) {
-  return order == Order::kColumnsInPlace || order == Order::kPackedColumns;
+  return order == Order::kColumnsInPlace || order == Order::kPackedColumns || order == Order::kStagedColumns;
 }
+constexpr bool is_staged(Order order) { return order == Order::kStagedChannels || order == Order::kStagedColumns; }
 
 // Strides of a tensor, as far as the choice of an order goes.
 struct Layout {
@@ -72,6 +75,10 @@ inline constexpr int64_t kPrefetchedBlockBytes = 1 << 19;
 inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are worth an item: forward and grad input,
 inline constexpr int64_t kGradPartWork = 1 << 18;    // grad weight
 inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
+inline constexpr int64_t kMaxPlanes = 64;            // images, or depths of them, of a weight gradient at a time
+inline constexpr int64_t kStagedPositions = 1 << 9;  // of grad_output whose vectors are copied at a time
+inline constexpr int64_t kStagedBlock = 1 << 14;     // numbers of a block of channels that are copied at a time
+inline constexpr int64_t kMaxStaged = 1 << 16;       // numbers of one channel that may be
 inline constexpr int64_t kStripPositions = 64;       // that all channels of a block meet: they stay in the L2 cache
 inline constexpr int64_t kParts = 64;                // threads that the items should be able to feed
 
@@ -165,6 +172,12 @@ struct Axis {
   // Number of target positions of a phase.
   int64_t count(int64_t phase) const { return phase < target ? (target - 1 - phase) / phases + 1 : 0; }
   int64_t source_stride() const { return transposed ? 1 : stride; }
+  // Forward: at most so many source positions are from the first to the last that `runs` runs, of `count` target
+  // positions in all, meet.
+  int64_t met(int64_t count, int64_t runs) const {
+    const int64_t beyond = std::max<int64_t>(0, (kernel - 1) * dilation + 1 - stride);
+    return std::min(count * stride + runs * beyond, runs * source);
+  }
   // Forward: from a target row to the next of its class, in steps from tap to tap.
   int64_t row_step() const { return stride / std::gcd(stride, dilation); }
 };

@@ -1,42 +1,31 @@
 #pragma once
 
-// The portable vector: plain loops that a compiler may or may not vectorise. See simd.h.
+// The portable vector, of GCC's and Clang's vector types: without instructions of that width the compiler takes
+// narrower ones. See simd.h.
 
 namespace torch_ext::cpu::scalar {
 
 template <class A>
 struct Vec {
   static constexpr int kSize = static_cast<int>(kLanes<A>);
-  A lane[kSize];
+  typedef A Lanes __attribute__((vector_size(sizeof(A) * kSize)));
+  Lanes lane;
 
-  static Vec broadcast(A x) {
-    Vec v;
-    for (int i = 0; i < kSize; ++i) v.lane[i] = x;
-    return v;
-  }
-  static Vec zero() { return broadcast(0); }
+  static Vec broadcast(A x) { return {x - Lanes{}}; }
+  static Vec zero() { return {Lanes{}}; }
   static Vec load(const A* p) {
     Vec v;
-    for (int i = 0; i < kSize; ++i) v.lane[i] = p[i];
+    __builtin_memcpy(&v.lane, p, sizeof(v.lane));
     return v;
   }
-  void store(A* p) const {
-    for (int i = 0; i < kSize; ++i) p[i] = lane[i];
-  }
-  friend Vec operator+(Vec a, const Vec& b) {
-    for (int i = 0; i < kSize; ++i) a.lane[i] += b.lane[i];
-    return a;
-  }
-  friend Vec operator-(Vec a, const Vec& b) {
-    for (int i = 0; i < kSize; ++i) a.lane[i] -= b.lane[i];
-    return a;
-  }
+  void store(A* p) const { __builtin_memcpy(p, &lane, sizeof(lane)); }
+  friend Vec operator+(const Vec& a, const Vec& b) { return {a.lane + b.lane}; }
+  friend Vec operator-(const Vec& a, const Vec& b) { return {a.lane - b.lane}; }
 };
 
 template <class A>
-Vec<A> fma(const Vec<A>& a, const Vec<A>& b, Vec<A> c) {
-  for (int i = 0; i < Vec<A>::kSize; ++i) c.lane[i] += a.lane[i] * b.lane[i];
-  return c;
+Vec<A> fma(const Vec<A>& a, const Vec<A>& b, const Vec<A>& c) {
+  return {c.lane + a.lane * b.lane};
 }
 
 template <class A>

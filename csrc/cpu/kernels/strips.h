@@ -1,7 +1,8 @@
 #pragma once
 
-// The correlation of correlate.h where columns are lanes and lie side by side in memory: nothing is packed. Strips of
-// 4 or 5 target rows by two vectors of columns, or 7 by one, stay in registers. For each column of the kernel, the
+// The correlation of correlate.h where columns are lanes and lie side by side in memory: they are read in place
+// (kColumnsInPlace), or 16-bit types from a copy that is widened (kStagedColumns), with no more rows or columns. Strips
+// of 4 or 5 target rows by two vectors of columns, or 7 by one, stay in registers. For each column of the kernel, the
 // weights of its rows do so too, and each source vector is loaded once for all target rows that need it: the loads are
 // far fewer than the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or
 // columns do not divide, the last strip overlaps the one before.
@@ -31,15 +32,16 @@ struct StripPlane {
 
 // out[v][i][j] = start[v] + sum over planes, rows u and columns t of the kernel
 //                weight[v][u][t] * source[v][i + u][j + t * step], source rows outside [first_row, last_row) being zero
-template <class A>
+template <class T>
 struct StripSum {
+  using A = Acc<T>;
   const StripPlane<A>* planes;
   int64_t plane_count;
   int64_t source_row, first_row, last_row;
   int64_t weight_row, weight_step;
   int64_t taps, step;
   const A* start;
-  A* out;
+  T* out;
   int64_t out_row;
   int64_t vectors;
   const int64_t *source_vectors, *out_vectors;
@@ -48,8 +50,8 @@ struct StripSum {
 };
 
 // Adds rows [kFirst, kFirst + kKernelRows) of the kernel, of one of its columns. kMasked: as StripColumns::masked.
-template <class A, int kRows, int kFirst, int kKernelRows, int kColumns, int kMasked, bool kEdge>
-inline __attribute__((always_inline)) void add_kernel_rows(const StripSum<A>& s, const A* const (&source)[kColumns],
+template <class T, int kRows, int kFirst, int kKernelRows, int kColumns, int kMasked, bool kEdge, class A = Acc<T>>
+inline __attribute__((always_inline)) void add_kernel_rows(const StripSum<T>& s, const A* const (&source)[kColumns],
                                                            const Mask<A>* const (&mask)[kColumns], const A* weight,
                                                            Vec<A> (&sum)[kRows][kColumns]) {
   Vec<A> w[kKernelRows];
@@ -77,24 +79,27 @@ inline __attribute__((always_inline)) void add_kernel_rows(const StripSum<A>& s,
 }
 
 // One column of the kernel, as many of its rows at a time as have their weights in registers.
-template <class A, int kRows, int kKernelRows, int kColumns, int kMasked, bool kEdge, int kFirst = 0>
-inline __attribute__((always_inline)) void add_kernel_column(const StripSum<A>& s, const A* const (&source)[kColumns],
+template <class T, int kRows, int kKernelRows, int kColumns, int kMasked, bool kEdge, int kFirst = 0, class A = Acc<T>>
+inline __attribute__((always_inline)) void add_kernel_column(const StripSum<T>& s, const A* const (&source)[kColumns],
                                                              const Mask<A>* const (&mask)[kColumns], const A* weight,
                                                              Vec<A> (&sum)[kRows][kColumns]) {
   constexpr int kAtOnce = 5, kLeft = kKernelRows - kFirst, kParts = (kLeft + kAtOnce - 1) / kAtOnce;
   constexpr int kNow = (kLeft + kParts - 1) / kParts;
-  add_kernel_rows<A, kRows, kFirst, kNow, kColumns, kMasked, kEdge>(s, source, mask, weight, sum);
+  add_kernel_rows<T, kRows, kFirst, kNow, kColumns, kMasked, kEdge>(s, source, mask, weight, sum);
   if constexpr (kNow < kLeft) {
     asm volatile("" ::: "memory");  // nothing of the next rows is loaded before
-    add_kernel_column<A, kRows, kKernelRows, kColumns, kMasked, kEdge, kFirst + kNow>(s, source, mask, weight, sum);
+    add_kernel_column<T, kRows, kKernelRows, kColumns, kMasked, kEdge, kFirst + kNow>(s, source, mask, weight, sum);
   }
 }
 
-template <class A, int kRows, int kKernelRows, int kColumns, bool kEdge>
-__attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripColumns<A>& columns) {
+template <class T, int kRows, int kKernelRows, int kColumns, bool kEdge>
+__attribute__((noinline)) void strip(const StripSum<T>& strip_sum, const StripColumns<Acc<T>>& columns) {
+  using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
-  const StripSum<A> s = strip_sum;  // as in tiles()
+  const StripSum<T> s = strip_sum;  // as in tiles()
   const int64_t count = columns.count;
+  // Whether a whole vector may be stored in a row of less: what it spoils is the next row's, which comes later.
+  const bool run = s.out_row == columns.stored;
   for (int64_t v = 0; v < s.vectors; ++v) {
     int64_t at[kColumns];
     TORCH_EXT_UNROLL
@@ -116,12 +121,12 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
           for (int64_t r = 0; r < kRows; ++r) __builtin_prefetch(source[0] + r * s.source_row + s.source_ahead);
         for (int64_t t = 0; t < s.taps; ++t) {
           const int masked = kEdge ? columns.masked[t] : 0;
-          if (masked == 0) add_kernel_column<A, kRows, kKernelRows, kColumns, 0, kEdge>(s, source, mask, weight, sum);
+          if (masked == 0) add_kernel_column<T, kRows, kKernelRows, kColumns, 0, kEdge>(s, source, mask, weight, sum);
           else if (masked == 1)
-            add_kernel_column<A, kRows, kKernelRows, kColumns, 1, kEdge>(s, source, mask, weight, sum);
+            add_kernel_column<T, kRows, kKernelRows, kColumns, 1, kEdge>(s, source, mask, weight, sum);
           else if constexpr (kColumns == 2) {
-            if (masked == 2) add_kernel_column<A, kRows, kKernelRows, kColumns, 2, kEdge>(s, source, mask, weight, sum);
-            else add_kernel_column<A, kRows, kKernelRows, kColumns, 3, kEdge>(s, source, mask, weight, sum);
+            if (masked == 2) add_kernel_column<T, kRows, kKernelRows, kColumns, 2, kEdge>(s, source, mask, weight, sum);
+            else add_kernel_column<T, kRows, kKernelRows, kColumns, 3, kEdge>(s, source, mask, weight, sum);
           }
           TORCH_EXT_UNROLL
           for (int c = 0; c < kColumns; ++c) {
@@ -136,12 +141,12 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
           __builtin_prefetch(s.out + s.out_vectors[v] + at[0] + r * s.out_row + s.out_ahead, 1);
       TORCH_EXT_UNROLL
       for (int c = 0; c < kColumns; ++c) {
-        A* out = s.out + s.out_vectors[v] + at[c];
+        T* out = s.out + s.out_vectors[v] + at[c];
         TORCH_EXT_UNROLL
         for (int r = 0; r < kRows; ++r) {
-          if (kEdge && kColumns == 1 && columns.stored < L)
+          if (kEdge && kColumns == 1 && columns.stored < L && !(run && r + 1 < kRows))
             store_partial(out + r * s.out_row, sum[r][c], columns.stored);
-          else sum[r][c].store(out + r * s.out_row);
+          else store_rounded(out + r * s.out_row, sum[r][c]);
         }
         at[c] += kColumns * L;
       }
@@ -149,38 +154,42 @@ __attribute__((noinline)) void strip(const StripSum<A>& strip_sum, const StripCo
   }
 }
 
-template <class A, int kRows, int kKernelRows>
-void strip(const StripSum<A>& s, const StripColumns<A>& columns, bool edge) {
+template <class T, int kRows, int kKernelRows>
+void strip(const StripSum<T>& s, const StripColumns<Acc<T>>& columns, bool edge) {
   if (columns.columns == 2)
-    edge ? strip<A, kRows, kKernelRows, 2, true>(s, columns) : strip<A, kRows, kKernelRows, 2, false>(s, columns);
-  else edge ? strip<A, kRows, kKernelRows, 1, true>(s, columns) : strip<A, kRows, kKernelRows, 1, false>(s, columns);
+    edge ? strip<T, kRows, kKernelRows, 2, true>(s, columns) : strip<T, kRows, kKernelRows, 2, false>(s, columns);
+  else edge ? strip<T, kRows, kKernelRows, 1, true>(s, columns) : strip<T, kRows, kKernelRows, 1, false>(s, columns);
 }
 
-template <class A, int kKernelRows>
-void strip(const StripSum<A>& s, const StripColumns<A>& columns, int64_t rows, bool edge) {
-  if (rows == 4) strip<A, 4, kKernelRows>(s, columns, edge);
-  else if (rows == 5) strip<A, 5, kKernelRows>(s, columns, edge);
-  else strip<A, 7, kKernelRows, 1, true>(s, columns);
+template <class T, int kKernelRows>
+void strip(const StripSum<T>& s, const StripColumns<Acc<T>>& columns, int64_t rows, bool edge) {
+  if (rows == 4) strip<T, 4, kKernelRows>(s, columns, edge);
+  else if (rows == 5) strip<T, 5, kKernelRows>(s, columns, edge);
+  else strip<T, 7, kKernelRows, 1, true>(s, columns);
 }
 
-template <class A>
+template <class T>
 class Strips {
+  using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
  public:
-  Strips(const CorrelatePlan& plan, View<const A> source, const A* weight, const A* bias, View<A> target, A* scratch)
+  static constexpr Order kOrder = std::same_as<T, A> ? Order::kColumnsInPlace : Order::kStagedColumns;
+
+  Strips(const CorrelatePlan& plan, View<const T> source, const A* weight, const T* bias, View<T> target, A* scratch)
       : plan_(plan),
         source_(source),
         weight_(weight),
         bias_(bias),
         target_(target),
         start_(scratch),
+        stage_(scratch + plan.bias_size()),
         prefetch_(what_to_prefetch(plan, source, target) == Prefetch::kBlock) {}
 
   void item(int64_t index) {
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     const Box box = plan_.item_box(index);
-    start_block(index % plan_.channels.blocks(), box.n.begin);
+    start_block(index % plan_.channels.blocks(), box);
     set_columns(box.w);
     for (int64_t id = box.d.begin; id < box.d.end; ++id) {
       const TapWalk depths(d, id, {0, d.max_taps}, 1);
@@ -197,16 +206,40 @@ class Strips {
   }
 
  private:
-  void start_block(int64_t block, int64_t n) {
+  void start_block(int64_t block, const Box& box) {
     vectors_ = plan_.channels.vectors(block);
     first_vector_ = block * plan_.channels.width;
-    source_image_ = source_.data + n * source_.n;
-    target_image_ = target_.data + n * target_.n;
+    const int64_t first = plan_.map(first_vector_), ahead = plan_.map(first_vector_ + vectors_) - first;
+    source_ahead_ = prefetch_ ? ahead * source_.c : 0;
+    const T* const image = source_.data + box.n.begin * source_.n + first * source_.c;
+    if constexpr (kOrder == Order::kColumnsInPlace) image_ = {image, 0, source_.c, source_.spatial};
+    else stage(image, plan_.map(first_vector_ + vectors_ - 1) + plan_.terms - first, box.h);
+    target_image_ = target_.data + box.n.begin * target_.n;
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t channel = first_vector_ + v;
-      source_vectors_[v] = plan_.map(channel) * source_.c;
+      source_vectors_[v] = (plan_.map(channel) - first) * image_.c;
       target_vectors_[v] = channel * target_.c;
-      Vec<A>::broadcast(bias_ ? bias_[channel] : 0).store(start_ + v * L);
+      Vec<A>::broadcast(bias_ ? widen(bias_[channel]) : 0).store(start_ + v * L);
+    }
+  }
+
+  // Widens the rows of some channels that a range of target rows reads.
+  void stage(const T* image, int64_t channels, Range target_rows) {
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
+    const Phase p = h.phase(0);
+    const int64_t reach = (p.taps - 1) * p.step;
+    const Range rows{std::max<int64_t>(0, p.source(target_rows.begin, 0) + std::min<int64_t>(0, reach)),
+                     std::min(h.source, p.source(target_rows.end - 1, 0) + std::max<int64_t>(0, reach) + 1)};
+    image_ = {
+        stage_ - rows.begin * w.source, 0, d.source * size(rows) * w.source, {{size(rows) * w.source, w.source, 1}}};
+    A* to = stage_;
+    for (int64_t i = 0; i < channels * d.source; ++i) {
+      const T* from =
+          image + i / d.source * source_.c + i % d.source * source_.spatial[0] + rows.begin * source_.spatial[1];
+      int64_t count = size(rows), columns = w.source;
+      if (source_.spatial[1] == columns) columns *= count, count = 1;
+      for (; count > 0; --count, from += source_.spatial[1], to += columns)
+        pack_line(from, source_.spatial[2], columns, to, source_ahead_);
     }
   }
 
@@ -260,8 +293,8 @@ class Strips {
     const Axis& axis = plan_.axes[1];
     const Phase p = axis.phase(0);
     const int64_t row = p.source(h, p.step > 0 ? 0 : p.taps - 1), unit = axis.unit;  // the first source row
-    StripSum<A> s;
-    s.source_row = unit * source_.spatial[1];
+    StripSum<T> s;
+    s.source_row = unit * image_.spatial[1];
     const Range inside = positions_inside(row, unit, axis.source);
     s.first_row = inside.begin;
     s.last_row = inside.end;
@@ -277,38 +310,40 @@ class Strips {
     s.source_vectors = source_vectors_;
     s.out_vectors = target_vectors_;
     s.weight_vector = plan_.terms * plan_.taps();
-    s.source_ahead = prefetch_ ? (plan_.map(first_vector_ + vectors_) - plan_.map(first_vector_)) * source_.c : 0;
+    s.source_ahead = source_ahead_;
     s.out_ahead = prefetch_ ? vectors_ * target_.c : 0;
     s.planes = planes_;
     s.plane_count = 0;
     for (int64_t r = 0; r < plan_.terms; ++r)
       for (TapWalk td = depths; td.count > 0; td.next())
         planes_[s.plane_count++] = {
-            source_image_ + r * source_.c + td.source * source_.spatial[0] + row * source_.spatial[1] + origin_,
+            image_.data + r * image_.c + td.source * image_.spatial[0] + row * image_.spatial[1] + origin_,
             weight_ + first_vector_ * s.weight_vector +
                 ((r * plan_.axes[0].kernel + td.tap) * axis.kernel + first_tap) * kw + first_tap_,
-            prefetch_ && td.count == depths.count};
+            kOrder == Order::kColumnsInPlace && prefetch_ && td.count == depths.count};
     const bool all_rows = s.first_row == 0 && s.last_row >= rows + axis.kernel - 1;
     for (int64_t i = 0; i < column_count_; ++i) {
       const bool edge = !all_rows || columns_[i].edge;  // always, for 7 rows
-      if (axis.kernel == 3) strip<A, 3>(s, columns_[i], rows, edge);
-      else if (axis.kernel == 5) strip<A, 5>(s, columns_[i], rows, edge);
-      else strip<A, 7>(s, columns_[i], rows, edge);
+      if (axis.kernel == 3) strip<T, 3>(s, columns_[i], rows, edge);
+      else if (axis.kernel == 5) strip<T, 5>(s, columns_[i], rows, edge);
+      else strip<T, 7>(s, columns_[i], rows, edge);
     }
   }
 
   const CorrelatePlan& plan_;
-  const View<const A> source_;
+  const View<const T> source_;
   const A* const weight_;
-  const A* const bias_;
-  const View<A> target_;
+  const T* const bias_;
+  const View<T> target_;
   A* const start_;  // the bias, a vector for each channel
+  A* const stage_;
 
   const bool prefetch_;
   int64_t vectors_, first_vector_;
   int64_t source_vectors_[kMaxVectors], target_vectors_[kMaxVectors];
-  const A* source_image_;
-  A* target_image_;
+  int64_t source_ahead_;  // from a block's planes to the next one's, or 0
+  View<const A> image_;   // the block's channels, or a copy of them
+  T* target_image_;
   int64_t origin_, step_, first_tap_;
   Range positions_{};
   StripColumns<A> columns_[kMaxEdges<A> + 3];

@@ -14,30 +14,34 @@ template <class T>
 struct Depthwise {
   using A = Acc<T>;
 
-  // Calls body.template operator()<order>() for the plan's order. 16-bit types have no masked loads for the edges of
-  // columns in place.
+  // Calls body.template operator()<order>() for the plan's order, if it is one that all passes have.
   template <class Body>
   static void with_order(Order order, const Body& body) {
     if (order == Order::kPackedChannels) body.template operator()<Order::kPackedChannels>();
     else if (order == Order::kPackedColumns) body.template operator()<Order::kPackedColumns>();
     else if (order == Order::kChannelsInPlace) body.template operator()<Order::kChannelsInPlace>();
-    else if constexpr (std::same_as<T, A>) body.template operator()<Order::kColumnsInPlace>();
   }
 
   static void correlate(const CorrelatePlan& plan, View<const T> source, const A* weight, const T* bias, View<T> target,
                         Range items, A* scratch) {
-    with_order(plan.order, [&]<Order kOrder>() {
-      using Kernel = std::conditional_t<kOrder == Order::kColumnsInPlace, Strips<A>, Correlate<T, kOrder>>;
+    const auto run = [&]<class Kernel>() {
       Kernel kernel(plan, source, weight, bias, target, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
-    });
+    };
+    if (plan.order == Strips<T>::kOrder) return run.template operator()<Strips<T>>();
+    with_order(plan.order, [&]<Order kOrder>() { run.template operator()<Correlate<T, kOrder>>(); });
   }
   static void grad_weight(const GradWeightPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
                           Range items, A* scratch) {
-    with_order(plan.order, [&]<Order kOrder>() {
-      using Kernel = std::conditional_t<is_packed(kOrder), GradWeight<T, kOrder>, GradStrips<T, kOrder>>;
+    const auto run = [&]<class Kernel>() {
       Kernel kernel(plan, grad_output, input, partial_sums, scratch);
       for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
+    };
+    if (plan.order == Order::kStagedChannels) return run.template operator()<GradStrips<T, Order::kStagedChannels>>();
+    if constexpr (std::same_as<T, A>)
+      if (plan.order == Order::kColumnsInPlace) return run.template operator()<GradStrips<T, Order::kColumnsInPlace>>();
+    with_order(plan.order, [&]<Order kOrder>() {
+      run.template operator()<std::conditional_t<is_packed(kOrder), GradWeight<T, kOrder>, GradStrips<T, kOrder>>>();
     });
   }
   static void grad_bias(const GradBiasPlan& plan, View<const T> grad_output, A* partial_sums, Range items, A* scratch) {

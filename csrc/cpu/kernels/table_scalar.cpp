@@ -4,6 +4,12 @@
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
+
+// For a fallback, -O3 would cost minutes.
+#if !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#pragma GCC optimize("O2")
+#endif
 
 #include "passes.h"
 #include "table.h"

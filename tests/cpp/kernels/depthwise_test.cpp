@@ -186,9 +186,15 @@ TEST_P(Depthwise, StripsOfManyPositions) {
     check<float>(table(), c, Fill::kIntegers);
     check<float>(table(), c, Fill::kNormal);
     check<float>(table(), c, Fill::kConstant);
-    c = channels_last(c);
+    check<BFloat16>(table(), c, Fill::kIntegers);
+    check<float>(table(), channels_last(c), Fill::kIntegers);
+    check<float>(table(), channels_last(c), Fill::kConstant);
+    if (in[0] == 200) continue;
+    c.batch = 3;
+    c.in_channels = c.out_channels = c.groups = 9;  // lanes in copies of rows
     check<float>(table(), c, Fill::kIntegers);
     check<float>(table(), c, Fill::kConstant);
+    check<BFloat16>(table(), c, Fill::kIntegers);
   }
 }
 
@@ -447,6 +453,7 @@ TEST(DepthwisePlans, ScratchIsBoundedForOddAxes) {
     };
     check_type(float{});
     check_type(double{});
+    check_type(BFloat16{});
   }
 }
 
@@ -465,14 +472,17 @@ TEST(DepthwisePlans, Orders) {
   expect_orders(c, float{}, contiguous, Order::kColumnsInPlace, Order::kColumnsInPlace);
   expect_orders(c, double{}, contiguous, Order::kColumnsInPlace, Order::kColumnsInPlace);
   expect_orders(c, float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
-  expect_orders(c, BFloat16{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
+  expect_orders(c, BFloat16{}, contiguous, Order::kStagedColumns, Order::kStagedChannels);
   expect_orders(c, BFloat16{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
   c.kernel = {31, 31}, c.padding = {15, 15, 15, 15};
   expect_orders(c, float{}, contiguous, Order::kPackedColumns, Order::kPackedColumns);
   c = square(144, 56, 3, 1);
   c.stride = {2, 2};
-  expect_orders(c, float{}, contiguous, Order::kPackedChannels, Order::kPackedChannels);
+  expect_orders(c, float{}, contiguous, Order::kPackedChannels, Order::kStagedChannels);
   expect_orders(c, float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  expect_orders(square(144, 28, 3, 1), float{}, {28 * 28, 1}, Order::kColumnsInPlace, Order::kStagedChannels);
+  expect_orders(square(3, 28, 3, 1), float{}, {28 * 28, 1}, Order::kColumnsInPlace, Order::kColumnsInPlace);
+  expect_orders(square(3, 512, 3, 1), BFloat16{}, {512 * 512, 1}, Order::kPackedColumns, Order::kPackedColumns);
   // Pixels 2048 bytes apart share a few sets of the L1 cache.
   expect_orders(square(512, 56, 3, 1), float{}, {1, 512}, Order::kChannelsInPlace, Order::kPackedChannels);
 }
