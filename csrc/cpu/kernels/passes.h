@@ -68,7 +68,7 @@ namespace detail {
 // Vectors of packed channels in a block: many if channels are adjacent in memory or rows are short, so that there is
 // some work for each row.
 inline int64_t packed_vectors(int64_t columns, Layout a, Layout b) {
-  return channels_are_adjacent(a, b) ? 8 : std::clamp<int64_t>(64 / columns, 2, 8);
+  return channels_are_adjacent(a, b) ? 8 : std::clamp<int64_t>(64 / columns, 2, 16);
 }
 
 // Few channels at a time are read and written nearly in the order of memory; many cost less for each row.
@@ -133,10 +133,12 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = {w.count(0), p.terms, all_taps, {{1, 1, 0}}, true};
       break;
     case Order::kPackedChannels:
-    case Order::kStagedChannels:  // never
-      p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(w.target, source, target), needed);
+    case Order::kStagedChannels: {                                             // never
+      const int64_t columns = p.group > 1 ? ceil_div(w.source, 2) : w.target;  // phases share rows of the source
+      p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(columns, source, target), needed);
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
+    }
     case Order::kPackedColumns:
       p.channels =
           cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
