@@ -267,6 +267,11 @@ class Correlate {
       const int64_t rows = s.taps > 0 ? source_rows : 0,
                     columns = kOrder == Order::kPackedColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;
+      if constexpr (kOrder == Order::kPackedColumns)
+        if (count == 1 && s.step == 1 && s.taps >= 3 * L && 0 < rows && rows * L <= kMaxRows) {
+          sum_spread(sum, s.taps, rows, columns);
+          continue;
+        }
       sum.rows = source_rows_;
       do {  // a sum starts from zero again after some taps: shorter sums are more exact
         sum.row_count = std::min(source_rows_ + rows - sum.rows, s.rows_per_sum);
@@ -285,6 +290,30 @@ class Correlate {
             unpack_line(from, columns_, to_stride, row + target_vectors_[v], target_ahead_);
           else unpack_columns(from, columns_, lanes_[v], to_stride, row, target_ahead_);
         }
+  }
+
+  // Columns as lanes: taps a vector apart meet the same source vectors, and each is loaded once for four of them. Taps
+  // that are not are listed as if they were of other rows.
+  void sum_spread(RowSum<A>& sum, int64_t taps, int64_t rows, int64_t columns) {
+    const int64_t tap_step = sum.weight_step;
+    sum.step = L;
+    sum.weight_step = L * tap_step;
+    sum.rows = spread_rows_;
+    for (int64_t first = 0, end; first < taps; first = end) {
+      end = std::min(first + 4 * L, taps);
+      const int64_t few = (end - first) / L, with_more = (end - first) % L;
+      for (const Range begin : {Range{0, with_more}, Range{with_more, few > 0 ? L : 0}}) {
+        sum.taps = begin.begin == 0 && with_more > 0 ? few + 1 : few;
+        SourceRow<A>* to = spread_rows_;
+        for (const SourceRow<A>* row = source_rows_; row < source_rows_ + rows; ++row)
+          for (int64_t tap = first + begin.begin; tap < first + begin.end; ++tap)
+            *to++ = {row->source + tap, {row->weight[0] + tap * tap_step, nullptr}};
+        sum.row_count = to - spread_rows_;
+        if (sum.row_count == 0) continue;
+        sum_row<kOrder>(sum, 1, columns);
+        sum.start = nullptr;
+      }
+    }
   }
 
   void set_prefetch(int64_t source_rows, RowSum<Stored>* sum) const {
@@ -326,6 +355,7 @@ class Correlate {
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_, any_taps_;
   SourceRow<Stored> source_rows_[2 * kMaxRows];
+  SourceRow<Stored> spread_rows_[kOrder == Order::kPackedColumns ? kMaxRows : 1];
 };
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

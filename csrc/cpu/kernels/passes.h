@@ -139,13 +139,15 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
       break;
     }
-    case Order::kPackedColumns:
+    case Order::kPackedColumns: {
+      const int64_t columns = p.axes[0].kernel * p.axes[1].kernel == 1 ? 4 * kMaxColumns : kMaxColumns;
       p.channels =
           cut_channels(channels, 1, false, 8, p.prefetch ? std::clamp<int64_t>(448 / w.target, 8, 16) : 16, needed);
       p.tiling = make_tiling(p.axes, p.terms, 1, p.channels.width * static_cast<int64_t>(sizeof(A)),
-                             kMaxColumns * p.lanes / p.channels.width);
+                             columns * p.lanes / p.channels.width);
       round_columns(&p.tiling, p.lanes);
       break;
+    }
   }
 
   needed = ceil_div(needed, p.channels.blocks());

@@ -232,7 +232,11 @@ void sum_row_of_channels(const RowSum<T>& r, int64_t columns) {
 template <Order kOrder, class T>
 void sum_row(const RowSum<T>& r, int64_t target_rows, int64_t columns) {
   if constexpr (lanes_are_columns(kOrder)) {
+    const bool dense = r.step == kLanes<Acc<T>>;
     if (target_rows == 2) sum_row<T, 2, 4, 0, 1, Weights::kBroadcast>(r, columns);
+    else if (dense && r.taps == 2) sum_row<T, 1, 8, 2, 1, Weights::kBroadcast>(r, columns);
+    else if (dense && r.taps == 3) sum_row<T, 1, 8, 3, 1, Weights::kBroadcast>(r, columns);
+    else if (dense && r.taps == 4) sum_row<T, 1, 8, 4, 1, Weights::kBroadcast>(r, columns);
     else sum_row<T, 1, 8, 0, 1, Weights::kBroadcast>(r, columns);
   } else if (kOrder == Order::kPackedChannels && r.source_stride == kLanes<Acc<T>>) {
     sum_row_of_channels<T, 1>(r, columns);

@@ -86,6 +86,15 @@ TEST_P(Depthwise, LongRowsOfLargeKernelsAndMultipliers) {
     }
 }
 
+// Taps a vector apart are summed together, those that are left with one fewer.
+TEST_P(Depthwise, LongRowsOfTaps) {
+  for (int64_t kernel : {11, 12, 13, 23, 24, 25, 31, 32, 33, 64, 65, 100}) {
+    check_all({1, 3, 3, 3, {600}, {kernel}, {1}, {kernel / 2, kernel - 1}, {1}});
+    check<float>(table(), {2, 2, 4, 2, {2, 3, 50}, {2, 1, kernel}, {1, 1, 1}, {1, 0, 0, 0, 20, 60}, {1, 1, 1}},
+                 Fill::kIntegers);
+  }
+}
+
 // Columns in place: strips of 4, 5 and 7 rows by one and two vectors of columns, masked at all edges.
 TEST_P(Depthwise, Strips) {
   int i = 0;
