@@ -51,11 +51,14 @@ inline Vec<float> widen_eight(BFloat16, __m128i bits) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
 }
 inline Vec<float> widen_eight(Half, __m128i bits) { return {_mm256_cvtph_ps(bits)}; }
+// In memory, where a kernel without a free register finds it.
+inline constinit int32_t kBelowHalf[8] = {0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff, 0x7fff};
 // To nearest even. A NaN comes from a 16-bit number or is the CPU's own: its low half is zero, and it stays a NaN.
 inline __m128i round_eight(BFloat16, Vec<float> x) {
   const __m256i bits = _mm256_castps_si256(x.v);
   const __m256i odd = _mm256_srli_epi32(_mm256_slli_epi32(bits, 15), 31);
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff));
+  const __m256i below_half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kBelowHalf));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), below_half);
   const __m256i high = _mm256_srli_epi32(rounded, 16);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08));
 }

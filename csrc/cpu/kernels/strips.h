@@ -139,6 +139,7 @@ __attribute__((noinline)) void strip(const StripSum<T>& strip_sum, const StripCo
       if (s.out_ahead != 0)
         for (int64_t r = 0; r < kRows; ++r)
           __builtin_prefetch(s.out + s.out_vectors[v] + at[0] + r * s.out_row + s.out_ahead, 1);
+      asm volatile("" ::: "memory");  // nothing that rounding needs takes a register before
       TORCH_EXT_UNROLL
       for (int c = 0; c < kColumns; ++c) {
         T* out = s.out + s.out_vectors[v] + at[c];
