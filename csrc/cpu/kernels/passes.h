@@ -81,7 +81,8 @@ template <class T>
 bool is_large(const ConvGeometry<int64_t>& g, Order order) {
   const int64_t in = g.batch * g.in_channels * g.in[0] * g.in[1] * g.in[2];
   const int64_t out = g.batch * g.out_channels * g.out[0] * g.out[1] * g.out[2];
-  return in + out > (is_packed(order) ? kPrefetchPackedBytes : kPrefetchBytes) / static_cast<int64_t>(sizeof(T));
+  return in + out > (is_packed(order) || order == Order::kStagedColumns ? kPrefetchPackedBytes : kPrefetchBytes) /
+                        static_cast<int64_t>(sizeof(T));
 }
 
 }  // namespace detail
