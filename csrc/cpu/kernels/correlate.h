@@ -321,12 +321,19 @@ class Correlate {
     sum->prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && source_rows > 0 &&
                     plan_.axes[1].source_stride() <= plan_.axes[1].source;  // else there is no next row, and no address
     if (!sum->prefetch) return;
+    sum->ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
+    sum->pixel_stride = rows_.pixel();
+    if (plan_.axes[1].target == 1) {  // columns of the same row
+      sum->ahead_rows = 1;
+      sum->ahead_row_stride = 0;
+      sum->ahead = source_rows_[source_rows - 1].source + kColumnsAhead * plan_.axes[2].source_stride() * rows_.pixel();
+      sum->out_ahead = kColumnsAhead * target_.spatial[2];
+      return;
+    }
     const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
     sum->ahead_rows = std::min<int64_t>(rows, 2);
     sum->ahead_row_stride = source_.spatial[1];
     sum->ahead = source_rows_[source_rows - 1].source + (rows - sum->ahead_rows + 1) * sum->ahead_row_stride;
-    sum->ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
-    sum->pixel_stride = rows_.pixel();
     sum->out_ahead = target_.spatial[1];
   }
 

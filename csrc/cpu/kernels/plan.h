@@ -72,6 +72,7 @@ inline constexpr int64_t kTileBytes = 128 << 10;        // partial sums carried 
 inline constexpr int64_t kPrefetchBytes = 20 << 20;
 inline constexpr int64_t kPrefetchPackedBytes = 4 << 20;
 inline constexpr int64_t kPrefetchedBlockBytes = 1 << 19;
+inline constexpr int64_t kColumnsAhead = 32;         // prefetched where an image is one row
 inline constexpr int64_t kPartWork = 1 << 17;        // multiply-adds that are worth an item: forward and grad input,
 inline constexpr int64_t kGradPartWork = 1 << 18;    // grad weight
 inline constexpr int64_t kBlockPositions = 1 << 15;  // of all channels of a block
