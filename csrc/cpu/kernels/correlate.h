@@ -7,8 +7,8 @@
 // with channel and position as plan.h describes them: forward reads the input with the stride, grad input reads
 // grad_output phase by phase of the position modulo the stride.
 //
-// An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders (the
-// fourth, kColumnsInPlace, is in strips.h):
+// An item is one block of channels of one image, and part of its rows. It goes row by row in one of three orders
+// (strips of columns are in strips.h):
 //   kChannelsInPlace  channels are lanes and lie side by side in memory. Source rows are read where they are and every
 //                     column of all channels of the block is finished before the next. Columns that share their taps
 //                     are a segment: those at the edges leave out what would lie outside the image.
@@ -318,19 +318,20 @@ class Correlate {
 
   void set_prefetch(int64_t source_rows, RowSum<Stored>* sum) const {
     sum->out_ahead = sum_into_target_ ? target_ahead_ : 0;
+    const Axis &h = plan_.axes[1], &w = plan_.axes[2];
     sum->prefetch = kOrder == Order::kChannelsInPlace && plan_.prefetch && source_rows > 0 &&
-                    plan_.axes[1].source_stride() <= plan_.axes[1].source;  // else there is no next row, and no address
+                    h.source_stride() <= h.source && w.source_stride() <= w.source;  // else no address is ahead
     if (!sum->prefetch) return;
-    sum->ahead_pixels = std::min<int64_t>(plan_.axes[2].source_stride(), 2);
+    sum->ahead_pixels = std::min<int64_t>(w.source_stride(), 2);
     sum->pixel_stride = rows_.pixel();
-    if (plan_.axes[1].target == 1) {  // columns of the same row
+    if (h.target == 1) {  // columns of the same row
       sum->ahead_rows = 1;
       sum->ahead_row_stride = 0;
-      sum->ahead = source_rows_[source_rows - 1].source + kColumnsAhead * plan_.axes[2].source_stride() * rows_.pixel();
+      sum->ahead = source_rows_[source_rows - 1].source + kColumnsAhead * w.source_stride() * rows_.pixel();
       sum->out_ahead = kColumnsAhead * target_.spatial[2];
       return;
     }
-    const int64_t rows = plan_.axes[1].source_stride();  // that the next target row adds
+    const int64_t rows = h.source_stride();  // that the next target row adds
     sum->ahead_rows = std::min<int64_t>(rows, 2);
     sum->ahead_row_stride = source_.spatial[1];
     sum->ahead = source_rows_[source_rows - 1].source + (rows - sum->ahead_rows + 1) * sum->ahead_row_stride;
