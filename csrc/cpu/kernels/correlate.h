@@ -268,7 +268,7 @@ class Correlate {
                     columns = kOrder == Order::kPackedColumns ? ceil_div(s.count, L) : s.count;
       sum.start = first_block_ ? start_ : nullptr;
       if constexpr (kOrder == Order::kPackedColumns)
-        if (count == 1 && s.step == 1 && s.taps >= 3 * L && 0 < rows && rows * L <= kMaxRows) {
+        if (count == 1 && s.step == 1 && s.taps >= 3 * L && 0 < rows && rows * 4 * L <= kTapsPerSum) {
           sum_spread(sum, s.taps, rows, columns);
           continue;
         }
@@ -363,7 +363,7 @@ class Correlate {
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_, any_taps_;
   SourceRow<Stored> source_rows_[2 * kMaxRows];
-  SourceRow<Stored> spread_rows_[kOrder == Order::kPackedColumns ? kMaxRows : 1];
+  SourceRow<Stored> spread_rows_[kOrder == Order::kPackedColumns ? kTapsPerSum / 4 : 1];
 };
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

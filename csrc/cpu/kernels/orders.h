@@ -50,13 +50,22 @@ inline bool has_grad_strips(const Triple<Axis>& axes) {
   return w.kernel <= kMaxColumnTaps;
 }
 
+// Channels as lanes in a copy of rows, of all between the taps. Where channels are adjacent already it would win
+// nothing.
+inline bool sums_staged_channels(const Triple<Axis>& axes, int64_t channels, int64_t lanes, bool adjacent) {
+  const Axis &h = axes[1], &w = axes[2];
+  if (adjacent || few_channels(channels, lanes) || !has_grad_strips(axes)) return false;
+  const bool dense_rows = h.stride <= 2 && h.classes == 1 && (h.kernel == 1 || h.stride % h.dilation == 0);
+  return dense_rows && w.dilation <= kMaxReach && w.stride <= kMaxReach;
+}
+
 // Columns as lanes: a channel costs much beside its sums, a masked vector as much as a whole one. More than 9 products
-// of a number pay for the copy that makes channels lanes.
-inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, int64_t positions,
-                                  Layout source, Layout target) {
+// of a number pay for the copy that makes channels lanes, if that is possible.
+inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64_t positions, Layout source,
+                                  Layout target, bool or_staged_channels) {
   const Axis &h = axes[1], &w = axes[2];
   if (!has_grad_strips(axes) || h.stride != 1 || (h.kernel == 7 && w.target < 2 * lanes)) return false;
-  if (!few_channels(channels, lanes) && h.classes == 1 && (h.kernel > 3 || w.target <= 4 * lanes)) return false;
+  if (or_staged_channels && (h.kernel > 3 || w.target <= 4 * lanes)) return false;
   return columns_lie_side_by_side(w, lanes, source, target) && positions >= 80 * h.kernel &&
          8 * w.target >= 6 * lanes * ceil_div(w.target, lanes);
 }
@@ -76,13 +85,6 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
   const Axis &h = axes[1], &w = axes[2];
   return has_grad_strips(axes) && h.row_step() <= 2 &&
          columns_in_cache(h, pixel_bytes) >= std::min(w.kernel, grad_taps_at_once(h.kernel));
-}
-
-// Channels as lanes in a copy of rows. A copy of rows whose channels are adjacent already would win nothing.
-inline bool sums_staged_channels(const Triple<Axis>& axes, int64_t channels, int64_t lanes, bool adjacent) {
-  const Axis &h = axes[1], &w = axes[2];
-  return !adjacent && !few_channels(channels, lanes) && has_grad_strips(axes) && h.classes == 1 && h.stride <= 2 &&
-         w.dilation <= kMaxReach;
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.

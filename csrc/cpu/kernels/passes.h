@@ -134,7 +134,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
       p.tiling = {w.count(0), p.terms, all_taps, {{1, 1, 0}}, true};
       break;
     case Order::kPackedChannels:
-    case Order::kStagedChannels: {                                             // never
+    case Order::kStagedChannels: {                                             // not in this pass
       const int64_t columns = p.group > 1 ? ceil_div(w.source, 2) : w.target;  // phases share rows of the source
       p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(columns, source, target), needed);
       p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
@@ -193,7 +193,7 @@ struct GradWeightPlan {
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
-  int64_t positions_at_once;  // in place: of grad_output that all vectors of a block meet before the next ones
+  int64_t positions_at_once;  // in strips: of grad_output that all vectors of a block meet before the next ones
   int64_t tile_rows;          // rows of grad_output whose products are summed in registers
   Shared shared;
   // A row of zeros stands for rows outside the image: few runs pay for short ones. As with columns outside, an infinite
@@ -211,7 +211,7 @@ struct GradWeightPlan {
     return order == Order::kPackedColumns ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns;
   }
   // In elements. In scratch lie for each tap of a block a short sum, a total and its error; packed rows of grad_output;
-  // and the ring.
+  // and the ring or copy.
   int64_t sums_size() const {
     return 3 * block_taps() * (order == Order::kColumnsInPlace ? 1 : channels.max_vectors()) * lanes;
   }
@@ -228,7 +228,7 @@ struct GradWeightPlan {
     const int64_t most_rows = std::max(kStripRows, positions_at_once / fewest_columns);
     const int64_t planes = std::clamp<int64_t>(most_rows / (h.target / parts.h), 1, kMaxPlanes);
     const int64_t rows = std::min(most_rows, planes * ceil_div(h.target, parts.h));
-    return (rows * tiling.columns + h.met(rows, planes) * w.met(tiling.columns, 1)) * lanes;
+    return (rows * tiling.columns + h.most_met(rows, planes) * w.most_met(tiling.columns, 1)) * lanes;
   }
   int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size() + stage_size(); }
   int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
@@ -272,14 +272,15 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   const bool channels_in_place =
       m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const bool columns_in_place =
-      !convert && detail::sums_columns_in_place(p.axes, channels, p.lanes, positions, input, grad_output);
   const bool adjacent = detail::channels_are_adjacent(input, grad_output);
-  p.order = channels_in_place                                                             ? Order::kChannelsInPlace
-            : columns_in_place                                                            ? Order::kColumnsInPlace
-            : detail::sums_staged_channels(p.axes, channels, p.lanes, adjacent && m == 1) ? Order::kStagedChannels
-            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output)         ? Order::kPackedColumns
-                                                                                          : Order::kPackedChannels;
+  const bool staged = detail::sums_staged_channels(p.axes, channels, p.lanes, adjacent && m == 1);
+  const bool columns_in_place =
+      !convert && detail::sums_columns_in_place(p.axes, p.lanes, positions, input, grad_output, staged);
+  p.order = channels_in_place                                                     ? Order::kChannelsInPlace
+            : columns_in_place                                                    ? Order::kColumnsInPlace
+            : staged                                                              ? Order::kStagedChannels
+            : detail::columns_are_lanes(w, channels, p.lanes, input, grad_output) ? Order::kPackedColumns
+                                                                                  : Order::kPackedChannels;
 
   const int64_t wanted = wanted_parts(g, kGradPartWork);
   // Adjacent channels come best in long pieces: rather slices that are whole images than blocks.
@@ -302,7 +303,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
           cut_channels(channels, p.lanes, false, 1, std::clamp<int64_t>(kMaxBlockTaps / p.taps(), 1, 16), blocks);
       break;
     case Order::kColumnsInPlace:
-    case Order::kStagedColumns:  // never
+    case Order::kStagedColumns:  // not in this pass
       p.channels = cut_channels(channels, 1, false, 4, detail::channels_at_once(p.axes, 4), blocks);
       break;
     case Order::kPackedColumns:
@@ -329,7 +330,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   if (is_staged(p.order)) {
     const int64_t columns = std::min(w.target, std::max<int64_t>(1, kShortSum / 4 / w.stride));
     p.tiling.columns = columns;
-    p.positions_at_once = kStagedPositions * 4 * columns / std::max(4 * columns, w.met(columns, 1));
+    p.positions_at_once = kStagedPositions * 4 * columns / std::max(4 * columns, w.most_met(columns, 1));
   }
   if (p.order == Order::kPackedColumns) round_columns(&p.tiling, p.lanes);
 

@@ -30,8 +30,8 @@ inline constexpr int64_t kVectorsInLine = kLine<T> / kLanes<Acc<T>>;
 
 // What the lanes of a vector are, and where rows of the source are read.
 enum class Order {
-  kChannelsInPlace,  // channels, where they lie: adjacent in memory, in the type of the sums
-  kColumnsInPlace,   // columns, likewise
+  kChannelsInPlace,  // channels, where they lie: adjacent in memory
+  kColumnsInPlace,   // columns, likewise, in the type of the sums
   kPackedChannels,   // channels, in packed rows
   kPackedColumns,    // columns, in packed rows of one channel each
   kStagedChannels,   // as in place, in a copy of some rows of a few images
@@ -173,11 +173,17 @@ struct Axis {
   // Number of target positions of a phase.
   int64_t count(int64_t phase) const { return phase < target ? (target - 1 - phase) / phases + 1 : 0; }
   int64_t source_stride() const { return transposed ? 1 : stride; }
-  // Forward: at most so many source positions are from the first to the last that `runs` runs, of `count` target
-  // positions in all, meet.
-  int64_t met(int64_t count, int64_t runs) const {
-    const int64_t beyond = std::max<int64_t>(0, (kernel - 1) * dilation + 1 - stride);
-    return std::min(count * stride + runs * beyond, runs * source);
+  // Without phases: the source positions from the first to the last that a range of target positions meets.
+  Range met(Range targets) const {
+    const Phase p = phase(0);
+    const int64_t first = p.source(targets.begin, 0), last = p.source(targets.end - 1, 0),
+                  reach = (p.taps - 1) * p.step;
+    return {std::max<int64_t>(0, first + std::min<int64_t>(0, reach)),
+            std::min(source, last + std::max<int64_t>(0, reach) + 1)};
+  }
+  // Forward: how many these are at most, of `count` target positions in `runs` runs.
+  int64_t most_met(int64_t count, int64_t runs) const {
+    return std::min((count - runs) * stride + runs * ((kernel - 1) * dilation + 1), runs * source);
   }
   // Forward: from a target row to the next of its class, in steps from tap to tap.
   int64_t row_step() const { return stride / std::gcd(stride, dilation); }

@@ -1,7 +1,7 @@
 #pragma once
 
 // The correlation of correlate.h where columns are lanes and lie side by side in memory: they are read in place
-// (kColumnsInPlace), or 16-bit types from a copy that is widened (kStagedColumns), with no more rows or columns. Strips
+// (kColumnsInPlace), or 16-bit types from a copy that is widened, without zeros around (kStagedColumns). Strips
 // of 4 or 5 target rows by two vectors of columns, or 7 by one, stay in registers. For each column of the kernel, the
 // weights of its rows do so too, and each source vector is loaded once for all target rows that need it: the loads are
 // far fewer than the multiply-adds. At the edges of the image loads are masked and rows are left out; where rows or
@@ -99,7 +99,7 @@ __attribute__((noinline)) void strip(const StripSum<T>& strip_sum, const StripCo
   const StripSum<T> s = strip_sum;  // as in tiles()
   const int64_t count = columns.count;
   // Whether a whole vector may be stored in a row of less: what it spoils is the next row's, which comes later.
-  const bool run = s.out_row == columns.stored;
+  const bool run = s.out_row == columns.stored && 2 * columns.stored >= L;
   for (int64_t v = 0; v < s.vectors; ++v) {
     int64_t at[kColumns];
     TORCH_EXT_UNROLL
@@ -214,7 +214,7 @@ class Strips {
     source_ahead_ = prefetch_ ? ahead * source_.c : 0;
     const T* const image = source_.data + box.n.begin * source_.n + first * source_.c;
     if constexpr (kOrder == Order::kColumnsInPlace) image_ = {image, 0, source_.c, source_.spatial};
-    else stage(image, plan_.map(first_vector_ + vectors_ - 1) + plan_.terms - first, box.h);
+    else stage(image, plan_.map(first_vector_ + vectors_ - 1) + plan_.terms - first, box);
     target_image_ = target_.data + box.n.begin * target_.n;
     for (int64_t v = 0; v < vectors_; ++v) {
       const int64_t channel = first_vector_ + v;
@@ -224,23 +224,20 @@ class Strips {
     }
   }
 
-  // Widens the rows of some channels that a range of target rows reads.
-  void stage(const T* image, int64_t channels, Range target_rows) {
-    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
-    const Phase p = h.phase(0);
-    const int64_t reach = (p.taps - 1) * p.step;
-    const Range rows{std::max<int64_t>(0, p.source(target_rows.begin, 0) + std::min<int64_t>(0, reach)),
-                     std::min(h.source, p.source(target_rows.end - 1, 0) + std::max<int64_t>(0, reach) + 1)};
-    image_ = {
-        stage_ - rows.begin * w.source, 0, d.source * size(rows) * w.source, {{size(rows) * w.source, w.source, 1}}};
+  // Widens the rows of some channels that a box of the target reads.
+  void stage(const T* image, int64_t channels, const Box& box) {
+    const Range depths = plan_.axes[0].met(box.d), rows = plan_.axes[1].met(box.h);
+    const int64_t width = plan_.axes[2].source, plane = size(rows) * width, depth_count = size(depths);
+    const auto& [depth_stride, row_stride, column_stride] = source_.spatial.value;
+    image_ = {stage_ - depths.begin * plane - rows.begin * width, 0, depth_count * plane, {{plane, width, 1}}};
     A* to = stage_;
-    for (int64_t i = 0; i < channels * d.source; ++i) {
-      const T* from =
-          image + i / d.source * source_.c + i % d.source * source_.spatial[0] + rows.begin * source_.spatial[1];
-      int64_t count = size(rows), columns = w.source;
-      if (source_.spatial[1] == columns) columns *= count, count = 1;
-      for (; count > 0; --count, from += source_.spatial[1], to += columns)
-        pack_line(from, source_.spatial[2], columns, to, source_ahead_);
+    for (int64_t i = 0; i < channels * depth_count; ++i) {
+      const T* from = image + i / depth_count * source_.c + (depths.begin + i % depth_count) * depth_stride +
+                      rows.begin * row_stride;
+      int64_t count = size(rows), columns = width;
+      if (row_stride == columns * column_stride) columns *= count, count = std::min<int64_t>(1, count);  // one run
+      for (; count > 0; --count, from += row_stride, to += columns)
+        pack_line(from, column_stride, columns, to, source_ahead_);
     }
   }
 

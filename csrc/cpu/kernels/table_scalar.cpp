@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <utility>
 
-// For a fallback, -O3 would cost minutes.
+// This is for CPUs without AVX2, and GCC's -O3 would cost minutes; a build with sanitizers keeps its own -O1.
 #if !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #pragma GCC optimize("O2")
 #endif

@@ -439,21 +439,7 @@ TEST(DepthwisePlans, ScratchIsBounded) {
 
 // The same, with axes that have nothing to do with each other.
 TEST(DepthwisePlans, ScratchIsBoundedForOddAxes) {
-  std::mt19937 random(1);
-  const auto draw = [&](std::initializer_list<int64_t> from) { return from.begin()[random() % from.size()]; };
-  for (int i = 0; i < 20000; ++i) {
-    Case c{1 + static_cast<int64_t>(random() % 3), 0, 0, draw({2, 6, 8, 16, 70}), {}, {}, {}, {}, {}};
-    c.in_channels = c.groups;
-    c.out_channels = c.groups * draw({1, 1, 2});
-    for (int axis = 0; axis < 3; ++axis) {
-      const int64_t kernel = draw({1, 2, 3, 4, 5, 7, 13, 31}), dilation = draw({1, 1, 2, 30, 2663});
-      const int64_t pad = (kernel - 1) * dilation / 2 + 1;
-      c.in.push_back(draw({1, 7, 56, 174, 253, 481, 2437}));
-      c.kernel.push_back(kernel);
-      c.stride.push_back(draw({1, 1, 2, 5, 86, 111}));
-      c.dilation.push_back(dilation);
-      c.padding.insert(c.padding.end(), {pad, pad});
-    }
+  const auto bounded = [](const Case& c) {
     const Geometry g = c.geometry();
     const auto check_type = [&]<class T>(T) {
       for_each_plan<T>(g, [&](const auto& plan) {
@@ -463,6 +449,27 @@ TEST(DepthwisePlans, ScratchIsBoundedForOddAxes) {
     check_type(float{});
     check_type(double{});
     check_type(BFloat16{});
+  };
+  bounded({2, 8, 8, 8, {1000000}, {3}, {100000}, {0, 0}, {1}});
+  bounded({64, 8, 8, 8, {2001, 16}, {3, 3}, {1, 1}, {0, 0, 1, 1}, {1000, 1}});
+  bounded({64, 16, 16, 16, {202, 8}, {3, 1}, {2, 1}, {0, 0, 0, 0}, {100, 1}});
+  std::mt19937 random(1);
+  const auto draw = [&](std::initializer_list<int64_t> from) { return from.begin()[random() % from.size()]; };
+  for (int i = 0; i < 20000; ++i) {
+    Case c{draw({1, 2, 3, 64}), 0, 0, draw({2, 6, 8, 16, 70}), {}, {}, {}, {}, {}};
+    c.in_channels = c.groups;
+    c.out_channels = c.groups * draw({1, 1, 2});
+    for (int axis = 0; axis < 3; ++axis) {
+      const int64_t kernel = draw({1, 2, 3, 4, 5, 7, 13, 31}), dilation = draw({1, 1, 2, 30, 2663});
+      const int64_t reach = (kernel - 1) * dilation, in = draw({1, 7, 56, 174, 253, 481, 2437});
+      const int64_t pad = in > reach && random() % 2 ? 0 : reach / 2 + 1;  // without padding, also of one position
+      c.in.push_back(pad == 0 && random() % 2 ? reach + 1 : in);
+      c.kernel.push_back(kernel);
+      c.stride.push_back(draw({1, 1, 2, 5, 86, 111}));
+      c.dilation.push_back(dilation);
+      c.padding.insert(c.padding.end(), {pad, pad});
+    }
+    bounded(c);
   }
 }
 
