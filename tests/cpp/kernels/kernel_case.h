@@ -143,6 +143,18 @@ struct Case {
   }
 };
 
+inline Case square(int64_t channels, int64_t size, int64_t kernel, int64_t padding) {
+  return {.batch = 2,
+          .in_channels = channels,
+          .out_channels = channels,
+          .groups = channels,
+          .in = {size, size},
+          .kernel = {kernel, kernel},
+          .stride = {1, 1},
+          .padding = {padding, padding, padding, padding},
+          .dilation = {1, 1}};
+}
+
 // Results in float64, each as a tensor in contiguous order.
 struct Expected {
   Tensor<double> output, grad_input, grad_weight, grad_bias;
