@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "depthwise.h"
+#include "grouped.h"
 #include "isa.h"
 #include "ops/aten.h"
 #include "ops/check.h"
@@ -66,6 +67,8 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
   const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward);
   if (kernel == Kernel::kDepthwise) {
     depthwise_forward(g, input, weight, bias, output);
+  } else if (kernel == Kernel::kGrouped) {
+    group_forward(g, input, weight, bias, output);
   } else {
     const auto wide_bias = bias ? std::optional(widened(*bias, kernel)) : bias;
     move_into(output, ops::aten_conv(widened(input, kernel), widened(weight, kernel), wide_bias,
@@ -92,12 +95,14 @@ Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Te
     for (auto& gradient : gradients)
       if (gradient.defined()) gradient.zero_();
   } else {
-    const auto ours = [&](int i) { return mask[i] && kernels[i] == Kernel::kDepthwise; };
-    for (int i : {0, 1}) to_pytorch[i] = mask[i] && !ours(i);
-    if (ours(0)) depthwise_grad_input(g, grad_output, weight, gradients[0]);
-    if (ours(1)) depthwise_grad_weight(g, grad_output, input, gradients[1]);
+    const auto takes = [&](int i, Kernel kernel) { return mask[i] && kernels[i] == kernel; };
+    for (int i : {0, 1}) to_pytorch[i] = takes(i, Kernel::kAten) || takes(i, Kernel::kAtenFloat32);
+    if (takes(0, Kernel::kDepthwise)) depthwise_grad_input(g, grad_output, weight, gradients[0]);
+    if (takes(1, Kernel::kDepthwise)) depthwise_grad_weight(g, grad_output, input, gradients[1]);
+    if (takes(0, Kernel::kGrouped)) group_grad_input(g, grad_output, weight, gradients[0]);
+    if (takes(1, Kernel::kGrouped)) group_grad_weight(g, grad_output, input, gradients[1]);
   }
-  if (mask[2] && grad_output.numel() > 0) depthwise_grad_bias(g, grad_output, gradients[2]);
+  if (mask[2] && grad_output.numel() > 0) grad_bias(g, grad_output, gradients[2]);
   if (to_pytorch[0] || to_pytorch[1]) {
     const Kernel kernel = to_pytorch[0] ? kernels[0] : kernels[1];
     const auto [grad_input, grad_weight, grad_bias] = ops::aten_conv_backward(
@@ -121,6 +126,8 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
   switch (select_kernel(g, dtype_of(input), isa(), pass)) {
     case Kernel::kDepthwise:
       return isa() == Isa::kScalar ? "depthwise/scalar" : "depthwise/avx2";
+    case Kernel::kGrouped:
+      return isa() == Isa::kScalar ? "grouped/scalar" : "grouped/avx2";
     case Kernel::kAtenFloat32:
       return "aten::convolution in float32";
     default:
@@ -137,7 +144,7 @@ bool has_kernel(const Tensor& weight, int64_t groups) {
   g.groups = groups;
   g.in_channels = weight.size(1) * groups;
   g.out_channels = weight.size(0);
-  return is_depthwise(g);
+  return is_depthwise(g) || has_narrow_groups(g);
 }
 
 TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {

@@ -16,6 +16,7 @@ void depthwise_grad_input(const Geometry& g, const at::Tensor& grad_output, cons
                           at::Tensor& grad_input);
 void depthwise_grad_weight(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
                            at::Tensor& grad_weight);
-void depthwise_grad_bias(const Geometry& g, const at::Tensor& grad_output, at::Tensor& grad_bias);
+// Of any convolution.
+void grad_bias(const Geometry& g, const at::Tensor& grad_output, at::Tensor& grad_bias);
 
 }  // namespace torch_ext::cpu

@@ -51,7 +51,7 @@ Call normalise(const char* family, int dims, const at::Tensor& input, const at::
 // takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised, or refuses (empty
 // axes).
 bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
-  if (is_depthwise(g)) return false;
+  if (is_depthwise(g) || has_narrow_groups(g)) return false;
   if (input.is_cuda()) return true;
   const auto dtype = input.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble) return false;

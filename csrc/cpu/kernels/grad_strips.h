@@ -84,14 +84,7 @@ class GradStrips {
       for (int64_t t = 0; t < plan_.taps(); ++t) Vec<A>::load(from + t * step).store(to + t * L);
       return;
     }
-    for (int64_t t = 0; t < plan_.taps(); t += L) {
-      const int64_t count = std::min(L, plan_.taps() - t);
-      Vec<A> square[L];
-      for (int64_t i = 0; i < L; ++i) square[i] = i < count ? Vec<A>::load(from + (t + i) * step) : Vec<A>::zero();
-      transpose(square);
-      for (int64_t i = 1; i < L; ++i) square[0] = square[0] + square[i];
-      store_partial(to + t, square[0], count);
-    }
+    sum_lanes(from, step, plan_.taps(), to);
   }
 
   void set_columns(Range range) {

@@ -12,6 +12,7 @@
 //   load_masked(p, mask)                              only the numbers whose mask is set are touched, the rest is zero
 //   permute(v, index)                                 lanes in another order, see Lanes in pack.h
 //   transpose(rows)                                   a square of kLanes vectors
+//   even_lanes(a, b); zip(a, b, pair)                 every second lane of both; their lanes in turn
 // Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the
 // sums on the stack.
 #if defined(__clang__)

@@ -140,6 +140,24 @@ inline Vec<double> permute(Vec<double> x, const int32_t* index) {
   return {_mm256_castps_pd(permute(Vec<float>{_mm256_castpd_ps(x.v)}, index).v)};
 }
 
+inline Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));  // in the order 0, 2, 1, 3
+  return {_mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8))};
+}
+inline Vec<double> even_lanes(Vec<double> a, Vec<double> b) {
+  return {_mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8)};
+}
+inline void zip(Vec<float> a, Vec<float> b, Vec<float> (&pair)[2]) {
+  const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
+  pair[0].v = _mm256_permute2f128_ps(low, high, 0x20);
+  pair[1].v = _mm256_permute2f128_ps(low, high, 0x31);
+}
+inline void zip(Vec<double> a, Vec<double> b, Vec<double> (&pair)[2]) {
+  const __m256d low = _mm256_unpacklo_pd(a.v, b.v), high = _mm256_unpackhi_pd(a.v, b.v);
+  pair[0].v = _mm256_permute2f128_pd(low, high, 0x20);
+  pair[1].v = _mm256_permute2f128_pd(low, high, 0x31);
+}
+
 inline void transpose(Vec<float> (&r)[8]) {
   __m256 t[8], u[8];
   TORCH_EXT_UNROLL

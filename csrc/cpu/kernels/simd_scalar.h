@@ -71,6 +71,23 @@ Vec<A> permute(const Vec<A>& x, const int32_t* index) {
 }
 
 template <class A>
+Vec<A> even_lanes(const Vec<A>& a, const Vec<A>& b) {
+  constexpr int kHalf = Vec<A>::kSize / 2;
+  Vec<A> y;
+  for (int i = 0; i < Vec<A>::kSize; ++i) y.lane[i] = i < kHalf ? a.lane[2 * i] : b.lane[2 * (i - kHalf)];
+  return y;
+}
+
+template <class A>
+void zip(const Vec<A>& a, const Vec<A>& b, Vec<A> (&pair)[2]) {
+  constexpr int kHalf = Vec<A>::kSize / 2;
+  for (int i = 0; i < 2 * kHalf; ++i) {
+    pair[i / kHalf].lane[2 * i % (2 * kHalf)] = a.lane[i];
+    pair[i / kHalf].lane[(2 * i + 1) % (2 * kHalf)] = b.lane[i];
+  }
+}
+
+template <class A>
 void transpose(Vec<A> (&rows)[kLanes<A>]) {
   for (int i = 0; i < kLanes<A>; ++i)
     for (int j = 0; j < i; ++j) {

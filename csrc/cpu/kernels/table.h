@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "passes.h"
+#include "group_plan.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
 // caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements,
@@ -28,18 +28,34 @@ struct DepthwiseKernels {
   void (*add_grad_bias)(const GradBiasPlan&, const Acc<T>* partial_sums, T* grad_bias);
 };
 
+// For any geometry of which no size is zero. Weights are in Acc<T>, their taps evenly spaced in memory.
+template <class T>
+struct GroupKernels {
+  void (*correlate)(const GroupPlan&, View<const T> source, View<const Acc<T>> weight, const T* bias, View<T> target,
+                    Range items, Acc<T>* scratch);
+  void (*grad_weight)(const GroupGradPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
+                      Range items, Acc<T>* scratch);
+  void (*add_grad_weight)(const GroupGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
+};
+
+template <class T>
+struct Kernels {
+  DepthwiseKernels<T> depthwise;
+  GroupKernels<T> grouped;
+};
+
 struct KernelTable {
-  DepthwiseKernels<float> depthwise_f32;
-  DepthwiseKernels<double> depthwise_f64;
-  DepthwiseKernels<BFloat16> depthwise_bf16;
-  DepthwiseKernels<Half> depthwise_f16;
+  Kernels<float> f32;
+  Kernels<double> f64;
+  Kernels<BFloat16> bf16;
+  Kernels<Half> f16;
 
   template <class T>
-  const DepthwiseKernels<T>& depthwise() const {
-    if constexpr (std::same_as<T, float>) return depthwise_f32;
-    else if constexpr (std::same_as<T, double>) return depthwise_f64;
-    else if constexpr (std::same_as<T, BFloat16>) return depthwise_bf16;
-    else return depthwise_f16;
+  const Kernels<T>& of() const {
+    if constexpr (std::same_as<T, float>) return f32;
+    else if constexpr (std::same_as<T, double>) return f64;
+    else if constexpr (std::same_as<T, BFloat16>) return bf16;
+    else return f16;
   }
 };
 

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "passes.h"
+#include "group_plan.h"
 #include "table.h"
 
 #if defined(__clang__)

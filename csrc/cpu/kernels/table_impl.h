@@ -5,6 +5,8 @@
 #include "correlate.h"
 #include "grad_strips.h"
 #include "gradients.h"
+#include "group_gradients.h"
+#include "grouped.h"
 #include "strips.h"
 #include "weights.h"
 
@@ -59,9 +61,33 @@ struct Depthwise {
   }
 };
 
+template <class T>
+struct Group {
+  using A = Acc<T>;
+
+  static void correlate(const GroupPlan& plan, View<const T> source, View<const A> weight, const T* bias,
+                        View<T> target, Range items, A* scratch) {
+    Grouped<T> kernel(plan, source, weight, bias, target, scratch);
+    for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
+  }
+  static void grad_weight(const GroupGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
+                          Range items, A* scratch) {
+    GroupGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
+    for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
+  }
+
+  static constexpr GroupKernels<T> kernels() {
+    return {.correlate = correlate, .grad_weight = grad_weight, .add_grad_weight = add_group_grad_weight<T>};
+  }
+};
+
+template <class T>
+constexpr Kernels<T> kernels() {
+  return {Depthwise<T>::kernels(), Group<T>::kernels()};
+}
+
 inline constexpr KernelTable make_table() {
-  return {Depthwise<float>::kernels(), Depthwise<double>::kernels(), Depthwise<BFloat16>::kernels(),
-          Depthwise<Half>::kernels()};
+  return {kernels<float>(), kernels<double>(), kernels<BFloat16>(), kernels<Half>()};
 }
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

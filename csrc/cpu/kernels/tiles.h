@@ -262,6 +262,19 @@ A sum_lanes(const A* vector) {
   return sum;
 }
 
+// The same for `count` vectors, `step` numbers apart.
+template <class A>
+void sum_lanes(const A* vectors, int64_t step, int64_t count, A* to) {
+  constexpr int64_t L = kLanes<A>;
+  for (int64_t t = 0; t < count; t += L) {
+    Vec<A> square[L];
+    for (int64_t i = 0; i < L; ++i) square[i] = t + i < count ? Vec<A>::load(vectors + (t + i) * step) : Vec<A>::zero();
+    transpose(square);
+    for (int64_t i = 1; i < L; ++i) square[0] = square[0] + square[i];
+    store_partial(to + t, square[0], std::min(L, count - t));
+  }
+}
+
 // sum += all of `count` vectors, in chains that hide the adder's latency.
 template <class A>
 __attribute__((noinline)) void add_vectors(const A* vectors, int64_t count, A* sum) {

@@ -130,7 +130,6 @@ struct Case {
     const std::string error =
         make_geometry<int64_t>({"test", input, weight, std::nullopt, stride, padding, dilation, groups}, &g);
     EXPECT_EQ(error, "");
-    EXPECT_TRUE(is_depthwise(g));
     return g;
   }
 
@@ -213,10 +212,14 @@ void expect_close(const Tensor<T>& actual, const Tensor<double>& expected, bool 
   EXPECT_EQ(wrong, 0) << what << ": " << first;
 }
 
+// The kernels a case runs on. Those for groups take depthwise convolutions, too.
+enum class Family { kDepthwise, kGrouped };
+
 // Buffers as the ATen side lends them, and the items run in `pieces` ranges, last range first.
 template <class T>
 struct Runner {
-  const cpu::DepthwiseKernels<T>& kernels;
+  const cpu::Kernels<T>& kernels;
+  Family family;
   const Geometry& g;
   int pieces;
 
@@ -230,35 +233,51 @@ struct Runner {
   }
   void correlate(bool transposed, const Tensor<T>& source, const Tensor<T>& weight, const T* bias,
                  Tensor<T>* target) const {
+    if (family == Family::kGrouped) {
+      const auto plan =
+          cpu::plan_group<T>(g, transposed, cpu::layout(source.view()), cpu::layout(target->mutable_view()));
+      Tensor<Acc<T>> wide(Sizes(weight.sizes, weight.sizes + 5), Layout::kContiguous);
+      wide.for_each([&](auto... i) { wide.at(i...) = static_cast<Acc<T>>(to_double(weight.at(i...))); });
+      View<const Acc<T>> view = *cpu::with_even_taps(g, wide.view());
+      if constexpr (std::is_same_v<T, Acc<T>>) view = cpu::with_even_taps(g, weight.view()).value_or(view);
+      run(plan, [&](Range items, Acc<T>* scratch) {
+        kernels.grouped.correlate(plan, source.view(), view, bias, target->mutable_view(), items, scratch);
+      });
+      return;
+    }
     const auto plan =
         cpu::plan_correlate<T>(g, transposed, cpu::layout(source.view()), cpu::layout(target->mutable_view()));
     Buffer<Acc<T>> packed(plan.weight_size());
-    kernels.pack_weight(plan, weight.view(), packed.data);
+    kernels.depthwise.pack_weight(plan, weight.view(), packed.data);
     run(plan, [&](Range items, Acc<T>* scratch) {
-      kernels.correlate(plan, source.view(), packed.data, bias, target->mutable_view(), items, scratch);
+      kernels.depthwise.correlate(plan, source.view(), packed.data, bias, target->mutable_view(), items, scratch);
     });
   }
   void grad_weight(const Tensor<T>& grad_output, const Tensor<T>& input, Tensor<T>* grad_weight) const {
-    const auto plan = cpu::plan_grad_weight<T>(g, cpu::layout(grad_output.view()), cpu::layout(input.view()));
-    Buffer<Acc<T>> partial(plan.partial_sums_size());
-    run(plan, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_weight(plan, grad_output.view(), input.view(), partial.data, items, scratch);
-    });
-    kernels.add_grad_weight(plan, partial.data, grad_weight->mutable_view());
+    const auto from = cpu::layout(grad_output.view()), source = cpu::layout(input.view());
+    const auto sum = [&](const auto& family, const auto& plan) {
+      Buffer<Acc<T>> partial(plan.partial_sums_size());
+      run(plan, [&](Range items, Acc<T>* scratch) {
+        family.grad_weight(plan, grad_output.view(), input.view(), partial.data, items, scratch);
+      });
+      family.add_grad_weight(plan, partial.data, grad_weight->mutable_view());
+    };
+    if (family == Family::kGrouped) sum(kernels.grouped, cpu::plan_group_grad_weight<T>(g, from, source));
+    else sum(kernels.depthwise, cpu::plan_grad_weight<T>(g, from, source));
   }
   void grad_bias(const Tensor<T>& grad_output, T* grad_bias) const {
     const auto plan = cpu::plan_grad_bias<T>(g, cpu::layout(grad_output.view()));
     Buffer<Acc<T>> partial(plan.partial_sums_size());
     run(plan, [&](Range items, Acc<T>* scratch) {
-      kernels.grad_bias(plan, grad_output.view(), partial.data, items, scratch);
+      kernels.depthwise.grad_bias(plan, grad_output.view(), partial.data, items, scratch);
     });
-    kernels.add_grad_bias(plan, partial.data, grad_bias);
+    kernels.depthwise.add_grad_bias(plan, partial.data, grad_bias);
   }
 };
 
 // Every pass against the reference, and again in other pieces, which must not change a bit.
 template <class T>
-void check(const cpu::KernelTable& table, const Case& c, Fill fill) {
+void check(const cpu::KernelTable& table, const Case& c, Fill fill, Family family = Family::kDepthwise) {
   SCOPED_TRACE(detail::text(c.text(), ", fill ", static_cast<int>(fill)));
   const Geometry g = c.geometry();
   std::mt19937 random(static_cast<uint32_t>(g.in[2] * 31 + g.kernel[2] * 7 + g.in_channels));
@@ -276,7 +295,7 @@ void check(const cpu::KernelTable& table, const Case& c, Fill fill) {
 
   std::vector<Tensor<T>> first;
   for (int pieces = 1; pieces <= 3; ++pieces) {
-    const Runner<T> runner{table.depthwise<T>(), g, pieces};
+    const Runner<T> runner{table.of<T>(), family, g, pieces};
     std::vector<Tensor<T>> results;
     results.emplace_back(out, own(c.output_layout));
     results.emplace_back(in, own(c.input_layout));
@@ -321,12 +340,12 @@ class KernelTest : public testing::TestWithParam<Isa> {
   }
   const cpu::KernelTable& table() const { return GetParam() == Isa::kAvx2 ? cpu::avx2_table() : cpu::scalar_table(); }
 
-  void check_all(const Case& c) const {
-    check<float>(table(), c, Fill::kIntegers);
-    check<float>(table(), c, Fill::kNormal);
-    check<double>(table(), c, Fill::kNormal);
-    check<BFloat16>(table(), c, Fill::kNormal);
-    check<Half>(table(), c, Fill::kNormal);
+  void check_all(const Case& c, Family family = Family::kDepthwise) const {
+    check<float>(table(), c, Fill::kIntegers, family);
+    check<float>(table(), c, Fill::kNormal, family);
+    check<double>(table(), c, Fill::kNormal, family);
+    check<BFloat16>(table(), c, Fill::kNormal, family);
+    check<Half>(table(), c, Fill::kNormal, family);
   }
 };
 

@@ -1,0 +1,59 @@
+#include "grouped.h"
+
+#include "launch.h"
+
+namespace torch_ext::cpu {
+namespace {
+
+// The weight as the kernels read it: as it lies, if that is in Acc<T> with evenly spaced taps, else a copy, which
+// `storage` owns.
+template <class T>
+View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
+  if constexpr (std::same_as<T, Acc<T>>)
+    if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
+  *storage = weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat).contiguous();
+  return *with_even_taps(g, view<const Acc<T>>(*storage));
+}
+
+void correlate(const Geometry& g, bool transposed, const at::Tensor& source, const at::Tensor& weight,
+               const at::Tensor& bias, at::Tensor& target) {
+  dispatch(source, [&]<class T>(T*) {
+    const auto from = view<const T>(source);
+    const auto to = view<T>(target);
+    const GroupPlan plan = plan_group<T>(g, transposed, layout(from), layout(to));
+    at::Tensor storage;
+    const auto wide = wide_weight<T>(g, weight, &storage);
+    const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      table().of<T>().grouped.correlate(plan, from, wide, bias_data, to, items, scratch);
+    });
+  });
+}
+
+}  // namespace
+
+void group_forward(const Geometry& g, const at::Tensor& input, const at::Tensor& weight,
+                   const std::optional<at::Tensor>& bias, at::Tensor& output) {
+  correlate(g, false, input, weight, bias && bias->defined() ? bias->contiguous() : at::Tensor(), output);
+}
+
+void group_grad_input(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
+                      at::Tensor& grad_input) {
+  correlate(g, true, grad_output, weight, {}, grad_input);
+}
+
+void group_grad_weight(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
+                       at::Tensor& grad_weight) {
+  dispatch(grad_output, [&]<class T>(T*) {
+    const auto& kernels = table().of<T>().grouped;
+    const auto factor = view<const T>(grad_output), source = view<const T>(input);
+    const GroupGradPlan plan = plan_group_grad_weight<T>(g, layout(factor), layout(source));
+    const auto sums = buffer<T>(plan.partial_sums_size(), input);
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      kernels.grad_weight(plan, factor, source, data<T>(sums), items, scratch);
+    });
+    kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
+  });
+}
+
+}  // namespace torch_ext::cpu

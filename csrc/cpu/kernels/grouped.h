@@ -1,0 +1,233 @@
+#pragma once
+
+// Forward and grad input of a convolution with several channels in a group, as one correlation:
+//
+//   target[n, c, i] = bias[c] + sum over terms r, taps t of weight[c, r, t] * source[n, first(c) + r, position(i, t)]
+//
+// where first(c) is the first source channel of c's group and positions are as plan.h describes them.
+//
+// An item is one block of groups (or of the targets of one) of one image, and part of its rows. Columns are lanes.
+// Source rows of all channels of the block are packed as lines into a ring of rows, with zeros outside the image, and
+// a register tile of some target channels by some vectors of columns goes over all terms and taps. Rows outside the
+// image are left out. Where not all taps fit in the ring, blocks of them sweep over a tile of sums. Sums are in Acc<T>
+// in a fixed order, and are rounded once.
+//
+// That each source vector meets the weights of several outputs is what matrix products do (Goto and van de Geijn), here
+// without the copy of all taps (im2col).
+#include "lines.h"
+#include "products.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+template <class T>
+class Grouped {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+ public:
+  // The taps of the weight are evenly spaced in memory.
+  Grouped(const GroupPlan& plan, View<const T> source, View<const A> weight, const T* bias, View<T> target, A* scratch)
+      : plan_(plan),
+        weight_(weight),
+        weight_target_(plan.transposed ? weight.c : weight.n),
+        weight_term_(plan.transposed ? weight.n : weight.c),
+        weight_group_(weight.n * (plan.transposed ? plan.rows.terms : plan.targets)),
+        bias_(bias),
+        target_(target),
+        tile_(scratch),
+        ring_(plan.axes, plan.rows, source, scratch + plan.tile_size()) {}
+
+  void item(int64_t index) {
+    box_ = plan_.item_box(index);
+    const int64_t block = index % plan_.blocks(), width = plan_.rows.width;
+    first_group_ = block / plan_.chunks * width;
+    groups_ = std::min(width, plan_.rows.groups - first_group_);
+    targets_ = part(plan_.targets, plan_.chunks, block % plan_.chunks);
+    ring_.set_groups(box_.n.begin, first_group_, groups_);
+    const Axis& w = plan_.axes[2];
+    const int64_t vectors = ceil_div(size(box_.w), L), tiles = ceil_div(size(box_.w), plan_.rows.tiling.columns);
+    for (int64_t phase = 0; phase < w.phases && phase < w.target; phase += plan_.phases)
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range columns = part(vectors, tiles, i);
+        tile(phase, {box_.w.begin + columns.begin * L, std::min(box_.w.begin + columns.end * L, box_.w.end)});
+      }
+  }
+
+ private:
+  // Taps that are neighbours in a line, of one phase of target columns.
+  struct Run {
+    int64_t line, offset;  // where the first of them meets the first column
+    int64_t tap, taps;     // of the kernel's row
+  };
+
+  void tile(int64_t phase, Range positions) {
+    const Tiling& tiling = plan_.rows.tiling;
+    const Triple<Axis>& axes = plan_.axes;
+    for (int64_t r = 0; r < plan_.rows.terms; r += tiling.terms)
+      for (int64_t d = 0; d < axes[0].max_taps; d += tiling.taps[0])
+        for (int64_t h = 0; h < axes[1].max_taps; h += tiling.taps[1])
+          for (int64_t t = 0; t < axes[2].max_taps; t += tiling.taps[2]) {
+            terms_ = {r, std::min(r + tiling.terms, plan_.rows.terms)};
+            depth_taps_ = {d, d + tiling.taps[0]};
+            row_taps_ = {h, h + tiling.taps[1]};
+            first_block_ = r + d + h + t == 0;
+            last_block_ = terms_.end == plan_.rows.terms && depth_taps_.end >= axes[0].max_taps &&
+                          row_taps_.end >= axes[1].max_taps && t + tiling.taps[2] >= axes[2].max_taps;
+            set_columns(phase, positions, {t, t + tiling.taps[2]});
+            rows();
+          }
+  }
+
+  // Which lines the taps of the columns need, and how they meet them.
+  void set_columns(int64_t phase, Range positions, Range taps) {
+    const Axis& w = plan_.axes[2];
+    const GroupRows& rows = plan_.rows;
+    first_column_ = phase + positions.begin * w.phases;
+    weight_step_ = rows.period;
+    Line lines[kMaxLines] = {};
+    int64_t line_count = 0, runs = 0;
+    for (int64_t f = 0; f < plan_.phases; ++f) {
+      const Phase p = w.phase(phase + f);
+      first_run_[f] = runs;
+      count_[f] = std::max<int64_t>(0, std::min(positions.end, w.count(phase + f)) - positions.begin);
+      if (count_[f] == 0) continue;
+      const int64_t first = p.source(positions.begin, 0), last = p.source(positions.begin + count_[f] - 1, 0);
+      const Range met = p.clip(first, last, w.source, taps);
+      if (size(met) == 0) continue;
+      if (w.transposed) {  // all phases share one line; runs say for now where in the image they start
+        const int64_t lowest = first + (met.end - 1) * p.step, highest = last + met.begin * p.step;
+        const int64_t begin = runs == 0 ? lowest : std::min(lines[0].first, lowest);
+        const int64_t end = runs == 0 ? highest + 1 : std::max(lines[0].first + lines[0].count, highest + 1);
+        lines[0] = {begin, end - begin};
+        line_count = 1;
+        runs_[runs++] = {0, first + met.begin * p.step, p.tap_first + met.begin * p.tap_step, size(met)};
+        weight_step_ = p.tap_step;
+        continue;
+      }
+      for (int64_t i = 0; i < std::min(rows.period, size(met)); ++i) {
+        const int64_t n = ceil_div(size(met) - i, rows.period);
+        lines[line_count] = {first + (met.begin + i) * p.step, count_[f] + (n - 1) * rows.step};
+        runs_[runs++] = {line_count++, 0, met.begin + i, n};
+      }
+    }
+    first_run_[plan_.phases] = runs;
+    if (w.transposed)
+      for (int64_t i = 0; i < runs; ++i) runs_[i].offset -= lines[0].first;
+    ring_.set_lines(terms_, lines, line_count);
+  }
+
+  void rows() {
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1];
+    for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d.classes; ++fd)
+      for (int64_t id = fd; id < box_.d.end; id += d.classes)
+        for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
+          for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(id, ih);
+  }
+
+  void row(int64_t d, int64_t h) {
+    const Triple<Axis>& axes = plan_.axes;
+    const Triple<int64_t>& slots = plan_.rows.tiling.slots;
+    const int64_t tap = weight_.spatial[2];
+    TapLine<A> rows[kMaxRows];
+    int64_t row_count = 0;
+    for (TapWalk td(axes[0], d, depth_taps_, slots[0]); td.count > 0; td.next())
+      for (TapWalk th(axes[1], h, row_taps_, slots[1]); th.count > 0; th.next())
+        rows[row_count++] = {ring_.row(td, th),
+                             weight_.data + (td.tap * axes[1].kernel + th.tap) * axes[2].kernel * tap, 0};
+
+    const bool single = plan_.rows.tiling.single;
+    sums_ = tile_ + (single ? 0 : ((d - box_.d.begin) * size(box_.h) + h - box_.h.begin) * plan_.tile_row_size());
+    for (int64_t f = 0; f < plan_.phases; ++f) {
+      if (count_[f] == 0) continue;
+      has_sums_ = !first_block_;
+      lines_ = taps_ = 0;
+      for (int64_t r = terms_.begin; r < terms_.end; ++r)
+        for (int64_t i = 0; i < row_count; ++i)
+          for (const Run* run = runs_ + first_run_[f]; run < runs_ + first_run_[f + 1]; ++run) {
+            if (lines_ > 0 && taps_ + run->taps > kTapsPerSum) multiply(f);
+            const A* source = rows[i].source + (r - terms_.begin) * plan_.rows.term_size() +
+                              run->line * plan_.rows.pitch + run->offset;
+            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run->tap * tap, run->taps};
+            taps_ += run->taps;
+          }
+      if (lines_ > 0 || !has_sums_) multiply(f);
+    }
+    if (last_block_) unpack(d, h);
+  }
+
+  // Adds the listed products to the sums of all targets: few enough for a sum to stay exact.
+  void multiply(int64_t f) {
+    Products<A> p;
+    p.lines = list_;
+    p.line_count = lines_;
+    p.step = plan_.rows.step;
+    p.weight_step = weight_step_ * weight_.spatial[2];
+    p.weight_output = weight_target_;
+    p.out_pitch = plan_.phases * plan_.phase_size();
+    const int64_t targets = size(targets_), tiles = ceil_div(targets, plan_.outputs);
+    for (int64_t g = 0; g < groups_; ++g)
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range outputs = part(targets, tiles, i);
+        const int64_t in_group = targets_.begin + outputs.begin;
+        A start[kMaxOutputs];
+        for (int64_t m = 0; m < size(outputs); ++m)
+          start[m] = bias_ ? widen(bias_[(first_group_ + g) * plan_.targets + in_group + m]) : 0;
+        p.start = has_sums_ ? nullptr : start;
+        p.source_offset = g * plan_.rows.group_size();
+        p.weight_offset = (first_group_ + g) * weight_group_ + in_group * weight_target_;
+        p.out = sums_ + f * plan_.phase_size() + (g * targets + outputs.begin) * p.out_pitch;
+        add_products(p, size(outputs), ceil_div(count_[f], L));
+      }
+    has_sums_ = true;
+    lines_ = taps_ = 0;
+  }
+
+  // The sums of a target row, rounded, to where they belong.
+  void unpack(int64_t d, int64_t h) const {
+    const int64_t targets = groups_ * size(targets_), column = target_.spatial[2];
+    const int64_t stride = plan_.axes[2].phases * column, size_of = plan_.phases * plan_.phase_size();
+    T* to = target_.at(box_.n.begin, first_group_ * plan_.targets + targets_.begin) + d * target_.spatial[0] +
+            h * target_.spatial[1] + first_column_ * column;
+    if (plan_.phases == 2 && column == 1) {
+      for (int64_t c = 0; c < targets; ++c) {
+        const A* const from = sums_ + c * size_of;
+        zip_lines(from, from + plan_.phase_size(), count_[0] + count_[1], to + c * target_.c);
+      }
+      return;
+    }
+    for (int64_t f = 0; f < plan_.phases; ++f, to += column) {
+      const A* const from = sums_ + f * plan_.phase_size();
+      if (target_.c == 1 && targets > 1)
+        for (int64_t c = 0; c < targets; c += L)
+          lines_to_pixels(from + c * size_of, size_of, std::min(L, targets - c), count_[f], to + c, stride);
+      else
+        for (int64_t c = 0; c < targets; ++c) unpack_line(from + c * size_of, count_[f], stride, to + c * target_.c);
+    }
+  }
+
+  const GroupPlan& plan_;
+  const View<const A> weight_;
+  const int64_t weight_target_, weight_term_, weight_group_;
+  const T* const bias_;
+  const View<T> target_;
+  A* const tile_;
+  LineRing<T> ring_;
+
+  // Of the current item
+  Box box_;
+  int64_t first_group_, groups_;
+  Range targets_;  // of each group
+  // Of the current columns and block of taps
+  Range terms_, depth_taps_, row_taps_;
+  bool first_block_, last_block_;
+  int64_t first_column_, weight_step_;
+  Run runs_[std::max(kMaxLines, kMaxGroup)];
+  int64_t first_run_[kMaxGroup + 1], count_[kMaxGroup];  // of each phase: its first run, its columns
+  // Of the current row
+  A* sums_;
+  bool has_sums_;
+  TapLine<A> list_[kTapsPerSum + 1];
+  int64_t lines_, taps_;
+};
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -1,0 +1,160 @@
+#pragma once
+
+// Lines: the columns of one channel side by side, in Acc<T>, from rows of a tensor and back. Where channels are
+// adjacent in memory, squares of them are transposed.
+#include "pack.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+// lines[c][j] = pixels[j * stride + c] for c < channels <= kLanes. Up to a vector beyond the last column is written.
+template <class T>
+void pixels_to_lines(const T* pixels, int64_t stride, int64_t channels, int64_t columns, Acc<T>* lines, int64_t pitch) {
+  using V = Vec<Acc<T>>;
+  constexpr int64_t L = kLanes<Acc<T>>;
+  V square[L];
+  for (int64_t j = 0; j < columns; j += L, pixels += L * stride, lines += L) {
+    if (channels == L && columns - j >= L) {
+      TORCH_EXT_UNROLL
+      for (int64_t i = 0; i < L; ++i) square[i] = load_wide(pixels + i * stride);
+      transpose(square);
+      TORCH_EXT_UNROLL
+      for (int64_t i = 0; i < L; ++i) square[i].store(lines + i * pitch);
+      continue;
+    }
+    for (int64_t i = 0; i < L; ++i)
+      square[i] = j + i < columns ? load_partial(pixels + i * stride, channels) : V::zero();
+    transpose(square);
+    for (int64_t i = 0; i < channels; ++i) opaque(square[i]).store(lines + i * pitch);
+  }
+}
+
+// The way back: rounds and stores.
+template <class T>
+void lines_to_pixels(const Acc<T>* lines, int64_t pitch, int64_t channels, int64_t columns, T* pixels, int64_t stride) {
+  using V = Vec<Acc<T>>;
+  constexpr int64_t L = kLanes<Acc<T>>;
+  V square[L];
+  for (int64_t j = 0; j < columns; j += L, pixels += L * stride, lines += L) {
+    if (channels == L && columns - j >= L) {
+      TORCH_EXT_UNROLL
+      for (int64_t i = 0; i < L; ++i) square[i] = V::load(lines + i * pitch);
+      transpose(square);
+      TORCH_EXT_UNROLL
+      for (int64_t i = 0; i < L; ++i) store_rounded(pixels + i * stride, square[i]);
+      continue;
+    }
+    for (int64_t i = 0; i < L; ++i) square[i] = i < channels ? opaque(V::load(lines + i * pitch)) : V::zero();
+    transpose(square);
+    for (int64_t i = 0; i < std::min(L, columns - j); ++i) store_partial(pixels + i * stride, square[i], channels);
+  }
+}
+
+// line[j] = row[j * stride]. Up to a vector beyond the last column is written.
+template <class T>
+void row_to_line(const T* row, int64_t stride, int64_t columns, Acc<T>* line) {
+  if (stride != 2) return pack_line(row, stride, columns, line);
+  constexpr int64_t L = kLanes<Acc<T>>;
+  int64_t j = 0;
+  for (; j + L < columns; j += L)  // reads one number beyond those it needs
+    even_lanes(load_wide(row + 2 * j), load_wide(row + 2 * j + L)).store(line + j);
+  for (; j < columns; ++j) line[j] = widen(row[2 * j]);
+}
+
+// row[2 * j] = even[j] and row[2 * j + 1] = odd[j], `columns` in all.
+template <class T>
+void zip_lines(const Acc<T>* even, const Acc<T>* odd, int64_t columns, T* row) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  int64_t j = 0;
+  for (; j + 2 * L <= columns; j += 2 * L, even += L, odd += L) {
+    Vec<Acc<T>> pair[2];
+    zip(Vec<Acc<T>>::load(even), Vec<Acc<T>>::load(odd), pair);
+    store_rounded(row + j, pair[0]);
+    store_rounded(row + j + L, pair[1]);
+  }
+  for (; j < columns; j += 2, ++even, ++odd) {
+    narrow(*even, row + j);
+    if (j + 1 < columns) narrow(*odd, row + j + 1);
+  }
+}
+
+// Columns first, first + GroupRows::stride, ... of the image.
+struct Line {
+  int64_t first, count;
+};
+
+// Lines of neighbouring channels, with zeros outside the image of `width` columns.
+template <class T>
+void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64_t width, Line line, int64_t stride,
+                Acc<T>* lines, int64_t pitch) {
+  Range existing = positions_inside(line.first, stride, width);
+  existing.begin = std::min(existing.begin, line.count);
+  existing.end = std::clamp(existing.end, existing.begin, line.count);
+  const int64_t column = view.spatial[2], count = size(existing);
+  for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch, existing.begin);
+  if (count > 0) {
+    row += (line.first + existing.begin * stride) * column;
+    Acc<T>* const to = lines + existing.begin;
+    if (view.c == 1 && channels > 1) {
+      for (int64_t c = 0; c < channels; c += kLanes<Acc<T>>)
+        pixels_to_lines(row + c, stride * column, std::min(kLanes<Acc<T>>, channels - c), count, to + c * pitch, pitch);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) row_to_line(row + c * view.c, stride * column, count, to + c * pitch);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
+}
+
+// A ring of packed source rows, [depth slot][row slot][group][term][line][column]: a direct-mapped cache. Rows that the
+// taps of one target row need have different slots, and rows are visited in an order in which each is packed once per
+// tile and block of taps.
+template <class T>
+class LineRing {
+  using A = Acc<T>;
+
+ public:
+  LineRing(const Triple<Axis>& axes, const GroupRows& rows, View<const T> source, A* scratch)
+      : axes_(axes), rows_(rows), source_(source), ring_(scratch) {}
+
+  // Whose rows they are: those of some groups of an image.
+  void set_groups(int64_t n, int64_t first, int64_t count) {
+    image_ = source_.at(n, first * rows_.terms);
+    groups_ = count;
+  }
+
+  // Forgets all rows; those packed from now on hold these terms and lines.
+  void set_lines(Range terms, const Line* lines, int64_t count) {
+    terms_ = terms;
+    line_count_ = count;
+    std::copy_n(lines, count, lines_);
+    std::fill_n(tags_, rows_.tiling.slots[0] * rows_.tiling.slots[1], -1);
+  }
+
+  const A* row(const TapWalk& d, const TapWalk& h) {
+    const int64_t slot = d.slot * rows_.tiling.slots[1] + h.slot, tag = d.source * axes_[1].source + h.source;
+    A* const packed = ring_ + slot * rows_.slot_size();
+    if (tags_[slot] == tag) return packed;
+    tags_[slot] = tag;
+    const T* row = image_ + d.source * source_.spatial[0] + h.source * source_.spatial[1] + terms_.begin * source_.c;
+    // If a block has all terms, its channels are neighbours throughout.
+    const bool all = size(terms_) == rows_.terms;
+    const int64_t runs = all ? 1 : groups_, channels = all ? groups_ * rows_.terms : size(terms_);
+    for (int64_t g = 0; g < runs; ++g, row += rows_.terms * source_.c)
+      for (int64_t i = 0; i < line_count_; ++i)
+        pack_lines(row, source_, channels, axes_[2].source, lines_[i], rows_.stride,
+                   packed + g * rows_.group_size() + i * rows_.pitch, rows_.term_size());
+    return packed;
+  }
+
+ private:
+  const Triple<Axis>& axes_;
+  const GroupRows& rows_;
+  const View<const T> source_;
+  A* const ring_;
+  const T* image_ = nullptr;
+  int64_t groups_ = 0, line_count_ = 0;
+  Range terms_{};
+  Line lines_[kMaxLines];
+  int64_t tags_[kMaxRows];
+};
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA

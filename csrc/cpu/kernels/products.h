@@ -1,0 +1,188 @@
+#pragma once
+
+// The inner loop of convolutions with several channels in a group: a register tile of target channels by columns.
+#include "simd.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+// Calls body.template operator()<n>() for n == count, of 1 to kMost.
+template <int kMost, class Body>
+void with_count(int64_t count, const Body& body) {
+  if (count == kMost) body.template operator()<kMost>();
+  else if constexpr (kMost > 1) with_count<kMost - 1>(count, body);
+}
+
+// Some taps of one source line: where the first of them meets it, and where its weight lies.
+template <class A>
+struct TapLine {
+  const A *source, *weight;
+  int64_t taps;
+};
+
+//   out[m][j] = start[m] + sum over lines and taps t of
+//               line.weight[m * weight_output + t * weight_step] * line.source[j + t * step]
+//
+// for kOutputs target channels m and `count` times kVectors vectors of columns; without a start, what is in out takes
+// its place. Offsets are added to the pointers of all lines.
+template <class A>
+struct Products {
+  const TapLine<A>* lines;
+  int64_t line_count;
+  int64_t source_offset, step;
+  int64_t weight_offset, weight_step, weight_output;
+  const A* start;  // or null
+  A* out;
+  int64_t out_pitch;
+};
+
+// Whichever is fewer stays in registers beside the sums: the weights of the outputs, or the vectors of the source.
+template <class A, int kOutputs, int kVectors>
+inline __attribute__((always_inline)) void add_tap(const A* source, const A* weight, int64_t weight_output,
+                                                   Vec<A> (&sum)[kOutputs][kVectors]) {
+  constexpr int64_t L = kLanes<A>;
+  if constexpr (kVectors <= kOutputs) {
+    Vec<A> x[kVectors];
+    TORCH_EXT_UNROLL
+    for (int v = 0; v < kVectors; ++v) x[v] = opaque(Vec<A>::load(source + v * L));
+    TORCH_EXT_UNROLL
+    for (int m = 0; m < kOutputs; ++m) {
+      const auto w = Vec<A>::broadcast(weight[m * weight_output]);
+      TORCH_EXT_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = fma(w, x[v], sum[m][v]);
+    }
+  } else {
+    Vec<A> w[kOutputs];
+    TORCH_EXT_UNROLL
+    for (int m = 0; m < kOutputs; ++m) w[m] = opaque(Vec<A>::broadcast(weight[m * weight_output]));
+    TORCH_EXT_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      const auto x = kOutputs > 1 ? opaque(Vec<A>::load(source + v * L)) : Vec<A>::load(source + v * L);
+      TORCH_EXT_UNROLL
+      for (int m = 0; m < kOutputs; ++m) sum[m][v] = fma(w[m], x, sum[m][v]);
+    }
+  }
+}
+
+template <class A, int kOutputs, int kVectors>
+__attribute__((noinline)) void add_products(const Products<A>& products, int64_t column, int64_t count) {
+  constexpr int64_t L = kLanes<A>;
+  const Products<A> p = products;  // else the compiler must assume that every vector it stores changes the numbers here
+  for (; count > 0; --count, column += kVectors * L) {
+    Vec<A> sum[kOutputs][kVectors];
+    TORCH_EXT_UNROLL
+    for (int m = 0; m < kOutputs; ++m) {
+      const auto first = p.start ? Vec<A>::broadcast(p.start[m]) : Vec<A>::zero();
+      TORCH_EXT_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[m][v] = first;
+    }
+    for (const TapLine<A>*line = p.lines, *const end = line + p.line_count; line < end; ++line) {
+      const A* source = line->source + p.source_offset + column;
+      const A* weight = line->weight + p.weight_offset;
+      for (int64_t t = line->taps; t > 0; --t, source += p.step, weight += p.weight_step)
+        add_tap<A, kOutputs, kVectors>(source, weight, p.weight_output, sum);
+    }
+    A* out = p.out + column;
+    TORCH_EXT_UNROLL
+    for (int m = 0; m < kOutputs; ++m, out += p.out_pitch) {
+      if (!p.start) {
+        TORCH_EXT_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<A>::load(out + v * L) + sum[m][v];
+      }
+      TORCH_EXT_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[m][v].store(out + v * L);
+    }
+  }
+}
+
+// `row_vectors` vectors of columns, in register tiles of nearly the same size.
+template <class A>
+void add_products(const Products<A>& p, int64_t outputs, int64_t row_vectors) {
+  with_count<static_cast<int>(kMaxOutputs)>(outputs, [&]<int kOutputs>() {
+    constexpr int kMost = std::min<int>(static_cast<int>(kMaxSums) / kOutputs, 8);
+    const int64_t tiles = ceil_div(row_vectors, kMost), vectors = ceil_div(row_vectors, tiles);
+    const int64_t whole = row_vectors - tiles * (vectors - 1);  // tiles of so many; the others have one fewer
+    with_count<kMost>(vectors, [&]<int kVectors>() {
+      add_products<A, kOutputs, kVectors>(p, 0, whole);
+      if constexpr (kVectors > 1)
+        if (whole < tiles) add_products<A, kOutputs, kVectors - 1>(p, whole * kVectors * kLanes<A>, tiles - whole);
+    });
+  });
+}
+
+// A row of grad_output and one of the input that meet.
+template <class A>
+struct MetRows {
+  const A *factor, *source;
+};
+
+//   sums[m * factor_sums + t * source_sums] += sum over rows and columns j of
+//                                              factor[m * factor_pitch + j] * source[t * source_step + j]
+//
+// a vector of columns at a time; the last one may be a part, `rest` columns.
+template <class A>
+struct DotProducts {
+  const MetRows<A>* rows;
+  int64_t row_count;
+  int64_t vectors, rest;
+  int64_t factor_pitch, source_step;
+  int64_t factor_sums, source_sums;
+};
+
+template <class A, int kFactors, int kSources>
+__attribute__((noinline)) void add_dot_products(const DotProducts<A>& products, int64_t factor_offset,
+                                                int64_t source_offset, A* sums) {
+  constexpr int64_t L = kLanes<A>;
+  const DotProducts<A> p = products;  // as in add_products
+  Vec<A> sum[kFactors][kSources];
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kFactors * kSources; ++i) sum[i / kSources][i % kSources] = Vec<A>::zero();
+  for (const MetRows<A>*row = p.rows, *const end = row + p.row_count; row < end; ++row) {
+    const A *factor = row->factor + factor_offset, *source = row->source + source_offset;
+    const auto add = [&](const auto& load) __attribute__((always_inline)) {
+      Vec<A> y[kSources];
+      TORCH_EXT_UNROLL
+      for (int t = 0; t < kSources; ++t) y[t] = opaque(load(source + t * p.source_step));
+      TORCH_EXT_UNROLL
+      for (int m = 0; m < kFactors; ++m) {
+        const Vec<A> x = opaque(load(factor + m * p.factor_pitch));
+        TORCH_EXT_UNROLL
+        for (int t = 0; t < kSources; ++t) sum[m][t] = fma(x, y[t], sum[m][t]);
+      }
+      factor += L;
+      source += L;
+    };
+    for (int64_t v = p.vectors; v > 0; --v) add([](const A* at) { return Vec<A>::load(at); });
+    if (p.rest > 0) add([&](const A* at) { return load_partial(at, p.rest); });  // what lies beyond may be infinite
+  }
+  TORCH_EXT_UNROLL
+  for (int i = 0; i < kFactors * kSources; ++i) {
+    A* const to = sums + i / kSources * p.factor_sums + i % kSources * p.source_sums;
+    (Vec<A>::load(to) + sum[i / kSources][i % kSources]).store(to);
+  }
+}
+
+inline constexpr int64_t kMaxSources = 4;
+
+// In register tiles of nearly the same size.
+template <class A>
+void add_dot_products(const DotProducts<A>& p, int64_t source, int64_t factor, A* sums, int64_t factors,
+                      int64_t sources) {
+  const int64_t source_tiles = ceil_div(sources, kMaxSources);
+  for (int64_t i = 0; i < source_tiles; ++i) {
+    const Range t = part(sources, source_tiles, i);
+    with_count<static_cast<int>(kMaxSources)>(size(t), [&]<int kSources>() {
+      constexpr int kMost = std::min(static_cast<int>(kMaxOutputs), static_cast<int>(kMaxSums) / kSources);
+      const int64_t tiles = ceil_div(factors, kMost);
+      for (int64_t k = 0; k < tiles; ++k) {
+        const Range m = part(factors, tiles, k);
+        with_count<kMost>(size(m), [&]<int kFactors>() {
+          add_dot_products<A, kFactors, kSources>(p, factor + m.begin * p.factor_pitch,
+                                                  source + t.begin * p.source_step,
+                                                  sums + m.begin * p.factor_sums + t.begin * p.source_sums);
+        });
+      }
+    });
+  }
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include "core/geometry.h"
+#include "isa.h"
+#include "kernels/table.h"
+#include "scratch.h"
+
+// What lies between tensors and kernels: types, views, buffers and threads.
+namespace torch_ext::cpu {
+
+using Geometry = ConvGeometry<int64_t>;
+
+template <class T>
+struct KernelTypeOf {
+  using type = T;
+};
+template <>
+struct KernelTypeOf<at::BFloat16> {
+  using type = BFloat16;
+};
+template <>
+struct KernelTypeOf<at::Half> {
+  using type = Half;
+};
+
+inline const KernelTable& table() { return isa() == Isa::kScalar ? scalar_table() : avx2_table(); }
+
+// Calls `body` with a null pointer of the kernels' storage type.
+template <class Body>
+void dispatch(const at::Tensor& tensor, const Body& body) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, tensor.scalar_type(), "torch_ext",
+                                  [&] { body(static_cast<typename KernelTypeOf<scalar_t>::type*>(nullptr)); });
+}
+
+// [n, c, *] as a view with three spatial axes. Sizes of 1 get stride 0, so that no kernel steps along them.
+template <class T>
+View<T> view(const at::Tensor& tensor) {
+  const auto stride = [&](int64_t axis) { return tensor.size(axis) == 1 ? 0 : tensor.stride(axis); };
+  View<T> result{static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())), stride(0), stride(1), {}};
+  const int leading = 5 - static_cast<int>(tensor.dim());
+  for (int axis = 0; axis < 3; ++axis) result.spatial[axis] = axis < leading ? 0 : stride(axis - leading + 2);
+  return result;
+}
+
+template <class T>
+at::Tensor buffer(int64_t elements, const at::Tensor& like) {
+  return at::empty({elements}, like.options().dtype(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat));
+}
+
+template <class T>
+Acc<T>* data(const at::Tensor& buffer) {
+  return static_cast<Acc<T>*>(buffer.mutable_data_ptr());
+}
+
+// Runs kernel(range, scratch) over all items of a plan on the threads of PyTorch's pool. Small work stays on one
+// thread.
+template <class T, class Plan, class Kernel>
+void parallel(const Plan& plan, const Geometry& g, const Kernel& kernel) {
+  constexpr double kWorthAThread = 1 << 15;  // multiply-adds
+  const double work = static_cast<double>(g.batch) * g.out_channels * g.in_per_group() * g.out[0] * g.out[1] *
+                      g.out[2] * g.kernel[0] * g.kernel[1] * g.kernel[2] / plan.items();
+  const auto grain = std::max<int64_t>(1, static_cast<int64_t>(kWorthAThread / std::max(work, 1.0)));
+  at::parallel_for(0, plan.items(), grain, [&](int64_t begin, int64_t end) {
+    auto* scratch = static_cast<Acc<T>*>(Scratch::of_this_thread().reserve(plan.scratch_size() * sizeof(Acc<T>)));
+    kernel(Range{begin, end}, scratch);
+  });
+}
+
+}  // namespace torch_ext::cpu

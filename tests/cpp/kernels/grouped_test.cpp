@@ -1,0 +1,120 @@
+#include "kernel_case.h"
+
+#include <array>
+
+namespace torch_ext::test {
+namespace {
+
+class Grouped : public KernelTest {
+ protected:
+  void check_grouped(const Case& c) const { check_all(c, Family::kGrouped); }
+};
+INSTANTIATE_FOR_EVERY_ISA(Grouped);
+
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced, Layout::kExpanded};
+
+Case groups_of(int64_t groups, int64_t inputs, int64_t outputs, int64_t size, int64_t kernel) {
+  Case c = square(groups * inputs, size, kernel, kernel / 2);
+  c.out_channels = groups * outputs;
+  c.groups = groups;
+  c.batch = 1;
+  return c;
+}
+
+TEST_P(Grouped, ChannelsAndWidths) {
+  int i = 0;
+  for (int64_t inputs : {1, 2, 3, 4, 7, 8, 9, 13})
+    for (int64_t width : {1, 2, 3, 5, 7, 8, 9, 17, 26, 41}) {
+      Case c = groups_of(1 + i % 5, inputs, std::array{1, 2, 3, 5, 6, 8, 9, 11, 16}[i % 9], 3, 3);
+      c.in[1] = width;
+      c.batch = 1 + i % 2;
+      c.bias = i % 3;
+      c.input_layout = kLayouts[(i + i / 10) % 4];
+      c.output_layout = kLayouts[(i + i / 4) % 3];
+      c.weight_layout = kLayouts[(i + i / 7) % 3];
+      ++i;
+      check_grouped(c);
+    }
+}
+
+TEST_P(Grouped, KernelsStridesAndDilations) {
+  int i = 0;
+  for (int64_t kernel : {1, 2, 3, 5, 7})
+    for (int64_t stride : {1, 2, 3, 4})
+      for (int64_t dilation : {1, 2, 3, 6}) {
+        Case c = groups_of(3, 2 + i % 4, 2 + i % 3, 7 + i % 13, kernel);
+        c.stride = {1 + (stride + i) % 3, stride};
+        c.dilation = {1 + i % 4, dilation};
+        c.padding = {c.dilation[0] * (kernel - 1), i % 3, c.dilation[1] * (kernel - 1), i % 5};
+        c.bias = i % 2;
+        c.input_layout = c.output_layout = i % 2 ? Layout::kChannelsLast : Layout::kContiguous;
+        if (i % 5 == 0) c.output_layout = Layout::kPitched;
+        ++i;
+        check_grouped(c);
+      }
+}
+
+TEST_P(Grouped, OtherDimensions) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    check_grouped({2, 12, 8, 4, {90}, {5}, {1}, {4, 0}, {1}, layout, layout});
+    check_grouped({2, 6, 8, 2, {70}, {31}, {2}, {15, 16}, {1}, layout, layout});
+    check_grouped({2, 12, 18, 3, {4, 5, 9}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1, 1, 1, 1}, {1, 1, 1}, layout, layout});
+    check_grouped({1, 6, 9, 3, {7, 6, 11}, {3, 1, 2}, {2, 1, 3}, {2, 2, 0, 0, 1, 1}, {2, 1, 1}, layout, layout});
+  }
+}
+
+// Taps, terms and targets come in blocks; sums are long.
+TEST_P(Grouped, Blocks) {
+  int i = 0;
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (int64_t kernel : {11, 25}) {
+      Case c = groups_of(2, 9, 3, 30, kernel);
+      c.input_layout = c.output_layout = layout;
+      c.stride = {1 + i++ % 2, 1};
+      check<float>(table(), c, Fill::kNormal, Family::kGrouped);
+      c.stride = {1, 2};
+      check<double>(table(), c, Fill::kNormal, Family::kGrouped);
+    }
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    Case wide = groups_of(2, 3, 150, 6, 3);
+    wide.input_layout = wide.output_layout = layout;
+    check_grouped(wide);
+    std::swap(wide.in_channels, wide.out_channels);
+    check_grouped(wide);
+    Case dense = groups_of(1, 200, 70, 5, 3);
+    dense.input_layout = dense.output_layout = layout;
+    check<float>(table(), dense, Fill::kNormal, Family::kGrouped);
+    check<BFloat16>(table(), dense, Fill::kNormal, Family::kGrouped);
+  }
+}
+
+TEST_P(Grouped, HugeKernelsStridesAndDilationsWithinTheScratch) {
+  const auto check_size = [&](const Case& c) { check<float>(table(), c, Fill::kIntegers, Family::kGrouped); };
+  check_size({1, 6, 4, 2, {300}, {255}, {1}, {100, 100}, {1}});
+  check_size({1, 6, 4, 2, {40}, {3}, {1}, {1000, 1000}, {1000}});
+  check_size({1, 6, 4, 2, {2000}, {16}, {17}, {3, 3}, {1}});
+  check_size({1, 6, 4, 2, {700}, {40}, {300}, {30, 30}, {1}});
+  check_size({1, 30, 30, 2, {40, 3}, {21, 3}, {19, 1}, {10, 10, 1, 1}, {1, 1}});
+  check_size({1, 30, 30, 2, {40, 40}, {1, 1}, {37, 37}, {0, 0, 0, 0}, {1, 1}});
+}
+
+// What a masked lane holds is never used: an infinite number outside a tap's reach stays there.
+TEST_P(Grouped, InfiniteNumbersStayWhereTheyAre) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    Case c = groups_of(2, 2, 2, 13, 3);
+    c.input_layout = c.output_layout = layout;
+    const Geometry g = c.geometry();
+    Tensor<float> x({1, 4, 1, 13, 13}, layout), y({1, 4, 1, 13, 13}, layout), w({4, 2, 1, 3, 3}, Layout::kContiguous);
+    x.for_each([&](auto... i) { x.at(i...) = 1; });
+    y.for_each([&](auto... i) { y.at(i...) = 1; });
+    x.at(0, 0, 0, 5, 12) = std::numeric_limits<float>::infinity();
+    Runner<float>{table().of<float>(), Family::kGrouped, g, 1}.grad_weight(y, x, &w);
+    // The last column meets every tap but those of the first column of the kernel.
+    for (int64_t o = 0; o < 4; ++o)
+      for (int64_t kw = 0; kw < 3; ++kw)
+        EXPECT_EQ(std::isfinite(w.at(o, 0, 0, 1, kw)), o >= 2 || kw == 0) << o << " " << kw;
+  }
+}
+
+}  // namespace
+}  // namespace torch_ext::test
