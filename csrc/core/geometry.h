@@ -235,11 +235,4 @@ bool is_depthwise(const ConvGeometry<Int>& g) {
   return g.in_channels == g.groups || g.out_channels == g.groups;
 }
 
-// Groups of 2 to 15 channels on the side with fewer, for which matrix products are too small to be efficient.
-template <class Int>
-bool has_narrow_groups(const ConvGeometry<Int>& g) {
-  if (g.groups == 1 || is_depthwise(g)) return false;
-  return g.in_per_group() < 16 || g.out_per_group() < 16;
-}
-
 }  // namespace torch_ext

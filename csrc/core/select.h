@@ -1,30 +1,31 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "geometry.h"
 
 // Which kernel serves a convolution on the CPU: a pure function of geometry, dtype and instruction set.
 //
-//   geometry               instruction set   float64     float32               bfloat16, float16
-//   depthwise              scalar, AVX2      ours        ours                  ours
-//                          AVX-512           ours        PyTorch's or ours *   PyTorch's or ours *
-//   nearly dense **        any               ours        PyTorch's             as depthwise
-//   narrow groups ***      scalar, AVX2      ours        ours                  ours
-//                          AVX-512           ours        PyTorch's             PyTorch's, float16 ours
-//   other groups, dense    scalar, AVX2      PyTorch's   PyTorch's             PyTorch's in float32, rounded once
-//                          AVX-512           PyTorch's   PyTorch's             PyTorch's, float16 in float32
+//   geometry                  instruction set   float32              float64      bfloat16, float16
+//   depthwise                 scalar, AVX2      depthwise            depthwise    depthwise
+//     PyTorch has a kernel a  AVX-512           PyTorch              depthwise    PyTorch, float16 depthwise
+//     nearly dense b          any               PyTorch              depthwise    depthwise
+//   groups of 2 to 15 c       scalar, AVX2      direct               direct       direct
+//                             AVX-512           PyTorch              direct       PyTorch, float16 direct
+//   wider groups              any               PyTorch              direct       as dense
+//   few channels, one tap d   scalar, AVX2      direct               PyTorch      direct
+//   dense                     scalar, AVX2      PyTorch              PyTorch      direct
+//                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
-//   *  PyTorch's where it has a kernel made for the case: see has_pytorch_kernel.
-//   ** depthwise, but with few channels and many outputs of each: see is_nearly_dense.
-//   *** 2 to 15 channels: see has_narrow_groups.
+//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d is_narrow_pointwise
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
 enum class Isa { kScalar, kAvx2, kAvx512 };
 enum class DType { kFloat64, kFloat32, kBFloat16, kFloat16 };
 enum class Pass { kForward, kGradInput, kGradWeight };
-enum class Kernel { kDepthwise, kGrouped, kAten, kAtenFloat32 };
+enum class Kernel { kDepthwise, kDirect, kAten };
 
 // PyTorch's AVX-512 depthwise kernels: no multiplier, no padding that differs between the sides, no gradient with
 // dilation, no weight gradient wider than 3, no float16.
@@ -44,14 +45,38 @@ inline bool is_nearly_dense(const ConvGeometry<int64_t>& g) {
          g.kernel[0] * g.kernel[1] * g.kernel[2] <= 16;
 }
 
+// Groups that are too small for matrix products to be efficient.
+template <class Int>
+bool has_narrow_groups(const ConvGeometry<Int>& g) {
+  return g.groups > 1 && !is_depthwise(g) && (g.in_per_group() < 16 || g.out_per_group() < 16);
+}
+
+// Likewise for kernels of one tap, dense.
+template <class Int>
+bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
+  if (g.groups != 1 || g.kernel[0] != 1 || g.kernel[1] != 1 || g.kernel[2] != 1) return false;
+  return g.in_channels <= 64 || g.out_channels >= g.in_channels * 6;
+}
+
+// Whether PyTorch's kernel is the one for sure, as far as channels tell: in 16 bit that depends on the instruction set.
+template <class Int>
+bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
+  if (is_depthwise(g) || has_narrow_groups(g)) return false;
+  if (dtype == DType::kFloat64) return g.groups == 1;
+  return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
+}
+
 inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass) {
-  if (is_depthwise(g) && dtype == DType::kFloat32 && is_nearly_dense(g)) return Kernel::kAten;
-  if (is_depthwise(g))
-    return isa == Isa::kAvx512 && has_pytorch_kernel(g, dtype, pass) ? Kernel::kAten : Kernel::kDepthwise;
-  if (has_narrow_groups(g) && (isa != Isa::kAvx512 || dtype == DType::kFloat64 || dtype == DType::kFloat16))
-    return Kernel::kGrouped;
-  if (dtype == DType::kFloat16 || (dtype == DType::kBFloat16 && isa != Isa::kAvx512)) return Kernel::kAtenFloat32;
-  return Kernel::kAten;
+  const bool avx512 = isa == Isa::kAvx512;
+  if (is_depthwise(g)) {
+    const bool nearly_dense = dtype == DType::kFloat32 && is_nearly_dense(g);
+    return nearly_dense || (avx512 && has_pytorch_kernel(g, dtype, pass)) ? Kernel::kAten : Kernel::kDepthwise;
+  }
+  if (avx512 && (dtype == DType::kFloat32 || dtype == DType::kBFloat16)) return Kernel::kAten;
+  if (belongs_to_pytorch(g, dtype)) return Kernel::kAten;
+  // Columns are lanes: a matrix product of few of them is PyTorch's.
+  const bool few_columns = g.in[0] * g.in[1] * g.in[2] < 32;
+  return dtype == DType::kFloat32 && g.groups == 1 && few_columns ? Kernel::kAten : Kernel::kDirect;
 }
 
 }  // namespace torch_ext

@@ -3,7 +3,7 @@
 #include <torch/library.h>
 
 #include "depthwise.h"
-#include "grouped.h"
+#include "direct.h"
 #include "isa.h"
 #include "ops/aten.h"
 #include "ops/check.h"
@@ -38,12 +38,8 @@ bool is_empty(const Geometry& g) {
 
 // PyTorch's result in the strides that ours promises; most often it has them.
 void move_into(Tensor& result, const Tensor& computed) {
-  if (computed.scalar_type() == result.scalar_type() && computed.strides() == result.strides()) result = computed;
+  if (computed.strides() == result.strides()) result = computed;
   else result.copy_(computed);
-}
-
-Tensor widened(const Tensor& tensor, Kernel kernel) {
-  return kernel == Kernel::kAtenFloat32 && tensor.defined() ? tensor.to(at::kFloat) : tensor;
 }
 
 void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
@@ -67,13 +63,11 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
   const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward);
   if (kernel == Kernel::kDepthwise) {
     depthwise_forward(g, input, weight, bias, output);
-  } else if (kernel == Kernel::kGrouped) {
-    group_forward(g, input, weight, bias, output);
+  } else if (kernel == Kernel::kDirect) {
+    direct_forward(g, input, weight, bias, output);
   } else {
-    const auto wide_bias = bias ? std::optional(widened(*bias, kernel)) : bias;
-    move_into(output, ops::aten_conv(widened(input, kernel), widened(weight, kernel), wide_bias,
-                                     c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
-                                     c10::fromIntArrayRefSlow(dilation), groups));
+    move_into(output, ops::aten_conv(input, weight, bias, c10::fromIntArrayRefSlow(stride),
+                                     c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups));
   }
   return output;
 }
@@ -96,18 +90,17 @@ Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Te
       if (gradient.defined()) gradient.zero_();
   } else {
     const auto takes = [&](int i, Kernel kernel) { return mask[i] && kernels[i] == kernel; };
-    for (int i : {0, 1}) to_pytorch[i] = takes(i, Kernel::kAten) || takes(i, Kernel::kAtenFloat32);
+    for (int i : {0, 1}) to_pytorch[i] = takes(i, Kernel::kAten);
     if (takes(0, Kernel::kDepthwise)) depthwise_grad_input(g, grad_output, weight, gradients[0]);
     if (takes(1, Kernel::kDepthwise)) depthwise_grad_weight(g, grad_output, input, gradients[1]);
-    if (takes(0, Kernel::kGrouped)) group_grad_input(g, grad_output, weight, gradients[0]);
-    if (takes(1, Kernel::kGrouped)) group_grad_weight(g, grad_output, input, gradients[1]);
+    if (takes(0, Kernel::kDirect)) direct_grad_input(g, grad_output, weight, gradients[0]);
+    if (takes(1, Kernel::kDirect)) direct_grad_weight(g, grad_output, input, gradients[1]);
   }
   if (mask[2] && grad_output.numel() > 0) grad_bias(g, grad_output, gradients[2]);
   if (to_pytorch[0] || to_pytorch[1]) {
-    const Kernel kernel = to_pytorch[0] ? kernels[0] : kernels[1];
     const auto [grad_input, grad_weight, grad_bias] = ops::aten_conv_backward(
-        widened(grad_output, kernel), widened(input, kernel), widened(weight, kernel), c10::fromIntArrayRefSlow(stride),
-        c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups, to_pytorch);
+        grad_output, input, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
+        c10::fromIntArrayRefSlow(dilation), groups, to_pytorch);
     if (to_pytorch[0]) move_into(gradients[0], grad_input);
     if (to_pytorch[1]) move_into(gradients[1], grad_weight);
   }
@@ -126,25 +119,26 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
   switch (select_kernel(g, dtype_of(input), isa(), pass)) {
     case Kernel::kDepthwise:
       return isa() == Isa::kScalar ? "depthwise/scalar" : "depthwise/avx2";
-    case Kernel::kGrouped:
-      return isa() == Isa::kScalar ? "grouped/scalar" : "grouped/avx2";
-    case Kernel::kAtenFloat32:
-      return "aten::convolution in float32";
+    case Kernel::kDirect:
+      return isa() == Isa::kScalar ? "direct/scalar" : "direct/avx2";
     default:
       return "aten::convolution";
   }
 }
 
-// Whether a layer of this weight may run on a kernel of ours, or in float32 where PyTorch has no 16-bit kernel.
+// Whether a layer of this weight may run on a kernel of ours.
 bool has_kernel(const Tensor& weight, int64_t groups) {
   const auto dtype = weight.scalar_type();
   if (dtype == at::kBFloat16 || dtype == at::kHalf) return true;
-  if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || groups < 1) return false;
+  if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || weight.dim() > 5 || groups < 1)
+    return false;
   Geometry g{};
   g.groups = groups;
   g.in_channels = weight.size(1) * groups;
   g.out_channels = weight.size(0);
-  return is_depthwise(g) || has_narrow_groups(g);
+  g.kernel = {{1, 1, 1}};
+  for (int64_t i = 2; i < weight.dim(); ++i) g.kernel[static_cast<int>(i) - 2] = weight.size(i);
+  return !belongs_to_pytorch(g, dtype_of(weight));
 }
 
 TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {

@@ -11,6 +11,7 @@
 #include "autocast.h"
 #include "call.h"
 #include "check.h"
+#include "core/select.h"
 
 namespace torch_ext::ops {
 namespace {
@@ -47,14 +48,14 @@ Call normalise(const char* family, int dims, const at::Tensor& input, const at::
 }
 
 // Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
-// every tool sees PyTorch's own op. In 16 bit on a CPU the core op decides, for it knows the instruction set; it also
-// takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised, or refuses (empty
-// axes).
-bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
-  if (is_depthwise(g) || has_narrow_groups(g)) return false;
-  if (input.is_cuda()) return true;
+// every tool sees PyTorch's own op. Where that depends on the instruction set or on more than channels, the core op
+// decides; it also takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised,
+// or refuses (empty axes).
+bool goes_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
+  if (input.is_cuda()) return !is_depthwise(g);
   const auto dtype = input.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble) return false;
+  if (!belongs_to_pytorch(g, dtype == at::kFloat ? DType::kFloat32 : DType::kFloat64)) return false;
   const auto is_empty = [](const c10::SymInt& size) { return detail::known(size) == 0; };
   if (is_empty(g.in_channels) || is_empty(g.in[0]) || is_empty(g.in[1]) || is_empty(g.in[2])) return false;
   const bool loses_format = input.is_meta() || g.dims == 1 || (g.dims == 3 && dtype == at::kDouble);
@@ -64,7 +65,7 @@ bool belongs_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& in
 at::Tensor run(const Call& call, const c10::SymInt& groups) {
   const auto g = check_conv<c10::SymInt>(call.op.c_str(), call.input, call.weight, call.bias, call.stride, call.padding,
                                          call.dilation, groups);
-  const auto function = belongs_to_pytorch(g, call.input, call.weight) ? aten_conv : conv;
+  const auto function = goes_to_pytorch(g, call.input, call.weight) ? aten_conv : conv;
   return call.restore(function(call.input, call.weight, call.bias, call.stride, call.padding, call.dilation, groups));
 }
 

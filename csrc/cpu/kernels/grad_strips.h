@@ -221,7 +221,7 @@ class GradStrips {
     int64_t count = size(rows), length = size(columns);
     if (row == length * column) length *= count, count = std::min<int64_t>(1, count);  // one run
     for (const T* from = plane + rows.begin * row + columns.begin * column; count > 0; --count, from += row)
-      pack_columns(from, column, lanes, length, std::exchange(to, to + length * L), ahead);
+      pack_columns(from, column, lanes, length, std::exchange(to, to + length * L), L, ahead);
     return to;
   }
 

@@ -206,7 +206,7 @@ class GradWeight {
     for (int64_t v = 0; v < vectors_; ++v) {
       A* to = row + factor_vector(v);
       if constexpr (kPixel == 1) pack_line(from + line_[v], stride, size(columns_), to, factor_ahead_);
-      else pack_columns(from, stride, lanes_[v], size(columns_), to, factor_ahead_);
+      else pack_columns(from, stride, lanes_[v], size(columns_), to, L, factor_ahead_);
     }
     return row;
   }

@@ -77,7 +77,7 @@ void zip_lines(const Acc<T>* even, const Acc<T>* odd, int64_t columns, T* row) {
   }
 }
 
-// Columns first, first + GroupRows::stride, ... of the image.
+// Columns first, first + PackedRows::stride, ... of the image.
 struct Line {
   int64_t first, count;
 };
@@ -112,7 +112,7 @@ class LineRing {
   using A = Acc<T>;
 
  public:
-  LineRing(const Triple<Axis>& axes, const GroupRows& rows, View<const T> source, A* scratch)
+  LineRing(const Triple<Axis>& axes, const PackedRows& rows, View<const T> source, A* scratch)
       : axes_(axes), rows_(rows), source_(source), ring_(scratch) {}
 
   // Whose rows they are: those of some groups of an image.
@@ -147,7 +147,7 @@ class LineRing {
 
  private:
   const Triple<Axis>& axes_;
-  const GroupRows& rows_;
+  const PackedRows& rows_;
   const View<const T> source_;
   A* const ring_;
   const T* image_ = nullptr;

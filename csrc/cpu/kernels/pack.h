@@ -43,19 +43,19 @@ struct Lanes {
   }
 };
 
-// packed[column][lane] for `columns` columns that all exist. What lies `ahead` elements further is prefetched, unless
-// that is 0.
+// packed[column][lane] for `columns` columns that all exist, `pitch` numbers from column to column. What lies `ahead`
+// elements further is prefetched, unless that is 0.
 template <class T>
 void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int64_t columns, Acc<T>* packed,
-                  int64_t ahead = 0) {
+                  int64_t pitch = kLanes<Acc<T>>, int64_t ahead = 0) {
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
     row += lanes.offset[0];
     if (lanes.count == L)
-      for (int64_t j = 0; j < columns; ++j) opaque(load_wide(row + j * stride)).store(packed + j * L);
+      for (int64_t j = 0; j < columns; ++j) opaque(load_wide(row + j * stride)).store(packed + j * pitch);
     else
-      for (int64_t j = 0; j < columns; ++j) load_partial(row + j * stride, lanes.count).store(packed + j * L);
+      for (int64_t j = 0; j < columns; ++j) load_partial(row + j * stride, lanes.count).store(packed + j * pitch);
   } else if (stride == 1) {
     for (int64_t j = 0; j < columns; j += L) {
       if (columns >= L && j > columns - L) j = columns - L;  // the last square overlaps the one before
@@ -68,7 +68,7 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
           for (int64_t i = 0; i < L; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
         transpose(square);
         TORCH_EXT_UNROLL
-        for (int64_t i = 0; i < L; ++i) square[i].store(packed + (j + i) * L);
+        for (int64_t i = 0; i < L; ++i) square[i].store(packed + (j + i) * pitch);
         continue;
       }
       for (int64_t i = 0; i < L; ++i)
@@ -76,14 +76,14 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
       if (ahead != 0 && j % kLine<T> == 0)
         for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead);
       transpose(square);
-      for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * L);
+      for (int64_t i = 0; i < n; ++i) opaque(square[i]).store(packed + (j + i) * pitch);
     }
   } else if (lanes.span <= L) {  // a channel for several lanes
     row += lanes.offset[0];
     for (int64_t j = 0; j < columns; ++j)
-      permute(load_partial(row + j * stride, lanes.span), lanes.index).store(packed + j * L);
+      permute(load_partial(row + j * stride, lanes.span), lanes.index).store(packed + j * pitch);
   } else {
-    for (int64_t j = 0; j < columns; ++j, row += stride, packed += L) {
+    for (int64_t j = 0; j < columns; ++j, row += stride, packed += pitch) {
       for (int64_t i = 0; i < lanes.count; ++i) packed[i] = widen(row[lanes.offset[i]]);
       for (int64_t i = lanes.count; i < L; ++i) packed[i] = 0;
     }
@@ -269,7 +269,7 @@ class SourceRows {
       if (count > 0) {
         if constexpr (kOrder == Order::kPackedColumns)
           pack_line(from + line_[v], stride, count, packed + first, ahead_);
-        else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel, ahead_);
+        else pack_columns(from, stride, lanes_[v], count, packed + first * kPixel, L, ahead_);
       }
       fill_zero(packed + (first + count) * kPixel, (columns_.end - existing_.end) * kPixel);
     }

@@ -379,7 +379,7 @@ struct ChannelMap {
 // Items that a pass should have: each with some multiply-adds, so that it is worth its overhead.
 inline int64_t wanted_parts(const ConvGeometry<int64_t>& g, int64_t part_work) {
   const double channels =
-      static_cast<double>(std::max(g.in_channels, g.out_channels)) * g.kernel[0] * g.kernel[1] * g.kernel[2];
+      static_cast<double>(g.out_channels) * g.in_per_group() * g.kernel[0] * g.kernel[1] * g.kernel[2];
   const double work = channels * g.batch * g.out[0] * g.out[1] * g.out[2] / static_cast<double>(part_work);
   return work < kParts ? std::max<int64_t>(1, static_cast<int64_t>(work)) : kParts;
 }

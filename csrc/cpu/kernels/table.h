@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "group_plan.h"
+#include "direct_plan.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
 // caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements,
@@ -30,18 +30,22 @@ struct DepthwiseKernels {
 
 // For any geometry of which no size is zero. Weights are in Acc<T>, their taps evenly spaced in memory.
 template <class T>
-struct GroupKernels {
-  void (*correlate)(const GroupPlan&, View<const T> source, View<const Acc<T>> weight, const T* bias, View<T> target,
+struct DirectKernels {
+  void (*correlate)(const DirectPlan&, View<const T> source, View<const Acc<T>> weight, const T* bias, View<T> target,
                     Range items, Acc<T>* scratch);
-  void (*grad_weight)(const GroupGradPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
+  void (*grad_weight)(const DirectGradPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
                       Range items, Acc<T>* scratch);
-  void (*add_grad_weight)(const GroupGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
+  void (*add_grad_weight)(const DirectGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
+  // Where has_pointwise_grad() holds.
+  void (*pointwise_grad_weight)(const PointwiseGradPlan&, View<const T> grad_output, View<const T> input,
+                                Acc<T>* partial_sums, Range items, Acc<T>* scratch);
+  void (*add_pointwise_grad_weight)(const PointwiseGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
 };
 
 template <class T>
 struct Kernels {
   DepthwiseKernels<T> depthwise;
-  GroupKernels<T> grouped;
+  DirectKernels<T> direct;
 };
 
 struct KernelTable {

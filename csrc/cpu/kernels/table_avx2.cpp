@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "group_plan.h"
+#include "direct_plan.h"
 #include "table.h"
 
 #if defined(__clang__)

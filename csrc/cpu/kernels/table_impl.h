@@ -3,10 +3,11 @@
 // Fills a KernelTable with the kernels of one instruction set, which TORCH_EXT_ISA names. The headers that belong to no
 // instruction set are included before, outside of the target region (see table_avx2.cpp).
 #include "correlate.h"
+#include "direct.h"
+#include "direct_gradients.h"
 #include "grad_strips.h"
 #include "gradients.h"
-#include "group_gradients.h"
-#include "grouped.h"
+#include "pointwise_gradients.h"
 #include "strips.h"
 #include "weights.h"
 
@@ -62,28 +63,37 @@ struct Depthwise {
 };
 
 template <class T>
-struct Group {
+struct DirectConv {
   using A = Acc<T>;
 
-  static void correlate(const GroupPlan& plan, View<const T> source, View<const A> weight, const T* bias,
+  static void correlate(const DirectPlan& plan, View<const T> source, View<const A> weight, const T* bias,
                         View<T> target, Range items, A* scratch) {
-    Grouped<T> kernel(plan, source, weight, bias, target, scratch);
+    Direct<T> kernel(plan, source, weight, bias, target, scratch);
     for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
   }
-  static void grad_weight(const GroupGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
+  static void grad_weight(const DirectGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
                           Range items, A* scratch) {
-    GroupGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
+    DirectGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
+    for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
+  }
+  static void pointwise_grad_weight(const PointwiseGradPlan& plan, View<const T> grad_output, View<const T> input,
+                                    A* partial_sums, Range items, A* scratch) {
+    PointwiseGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
     for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
   }
 
-  static constexpr GroupKernels<T> kernels() {
-    return {.correlate = correlate, .grad_weight = grad_weight, .add_grad_weight = add_group_grad_weight<T>};
+  static constexpr DirectKernels<T> kernels() {
+    return {.correlate = correlate,
+            .grad_weight = grad_weight,
+            .add_grad_weight = add_direct_grad_weight<T>,
+            .pointwise_grad_weight = pointwise_grad_weight,
+            .add_pointwise_grad_weight = add_pointwise_grad_weight<T>};
   }
 };
 
 template <class T>
 constexpr Kernels<T> kernels() {
-  return {Depthwise<T>::kernels(), Group<T>::kernels()};
+  return {Depthwise<T>::kernels(), DirectConv<T>::kernels()};
 }
 
 inline constexpr KernelTable make_table() {

@@ -11,7 +11,7 @@
 #pragma GCC optimize("O2")
 #endif
 
-#include "group_plan.h"
+#include "direct_plan.h"
 #include "table.h"
 
 #define TORCH_EXT_ISA scalar

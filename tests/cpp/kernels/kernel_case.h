@@ -213,7 +213,7 @@ void expect_close(const Tensor<T>& actual, const Tensor<double>& expected, bool 
 }
 
 // The kernels a case runs on. Those for groups take depthwise convolutions, too.
-enum class Family { kDepthwise, kGrouped };
+enum class Family { kDepthwise, kDirect };
 
 // Buffers as the ATen side lends them, and the items run in `pieces` ranges, last range first.
 template <class T>
@@ -233,16 +233,18 @@ struct Runner {
   }
   void correlate(bool transposed, const Tensor<T>& source, const Tensor<T>& weight, const T* bias,
                  Tensor<T>* target) const {
-    if (family == Family::kGrouped) {
-      const auto plan =
-          cpu::plan_group<T>(g, transposed, cpu::layout(source.view()), cpu::layout(target->mutable_view()));
+    if (family == Family::kDirect) {
+      auto from = source.view();
+      auto to = target->mutable_view();
+      Geometry merged = g;
+      transposed ? cpu::merge_axes(&merged, &to, &from) : cpu::merge_axes(&merged, &from, &to);
+      const auto plan = cpu::plan_direct<T>(merged, transposed, cpu::layout(from), cpu::layout(to));
       Tensor<Acc<T>> wide(Sizes(weight.sizes, weight.sizes + 5), Layout::kContiguous);
       wide.for_each([&](auto... i) { wide.at(i...) = static_cast<Acc<T>>(to_double(weight.at(i...))); });
       View<const Acc<T>> view = *cpu::with_even_taps(g, wide.view());
       if constexpr (std::is_same_v<T, Acc<T>>) view = cpu::with_even_taps(g, weight.view()).value_or(view);
-      run(plan, [&](Range items, Acc<T>* scratch) {
-        kernels.grouped.correlate(plan, source.view(), view, bias, target->mutable_view(), items, scratch);
-      });
+      run(plan,
+          [&](Range items, Acc<T>* scratch) { kernels.direct.correlate(plan, from, view, bias, to, items, scratch); });
       return;
     }
     const auto plan =
@@ -254,16 +256,22 @@ struct Runner {
     });
   }
   void grad_weight(const Tensor<T>& grad_output, const Tensor<T>& input, Tensor<T>* grad_weight) const {
-    const auto from = cpu::layout(grad_output.view()), source = cpu::layout(input.view());
-    const auto sum = [&](const auto& family, const auto& plan) {
+    auto factor = grad_output.view(), source = input.view();
+    const auto sum = [&](const auto& plan, auto* kernel, auto* add_slices) {
       Buffer<Acc<T>> partial(plan.partial_sums_size());
-      run(plan, [&](Range items, Acc<T>* scratch) {
-        family.grad_weight(plan, grad_output.view(), input.view(), partial.data, items, scratch);
-      });
-      family.add_grad_weight(plan, partial.data, grad_weight->mutable_view());
+      run(plan, [&](Range items, Acc<T>* scratch) { kernel(plan, factor, source, partial.data, items, scratch); });
+      add_slices(plan, partial.data, grad_weight->mutable_view());
     };
-    if (family == Family::kGrouped) sum(kernels.grouped, cpu::plan_group_grad_weight<T>(g, from, source));
-    else sum(kernels.depthwise, cpu::plan_grad_weight<T>(g, from, source));
+    if (family == Family::kDepthwise)
+      return sum(cpu::plan_grad_weight<T>(g, cpu::layout(factor), cpu::layout(source)), kernels.depthwise.grad_weight,
+                 kernels.depthwise.add_grad_weight);
+    Geometry merged = g;
+    cpu::merge_axes(&merged, &source, &factor);
+    if (cpu::has_pointwise_grad<T>(g))
+      return sum(cpu::plan_pointwise_grad_weight<T>(merged), kernels.direct.pointwise_grad_weight,
+                 kernels.direct.add_pointwise_grad_weight);
+    sum(cpu::plan_direct_grad_weight<T>(merged, cpu::layout(factor), cpu::layout(source)), kernels.direct.grad_weight,
+        kernels.direct.add_grad_weight);
   }
   void grad_bias(const Tensor<T>& grad_output, T* grad_bias) const {
     const auto plan = cpu::plan_grad_bias<T>(g, cpu::layout(grad_output.view()));

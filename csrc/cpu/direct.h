@@ -7,11 +7,11 @@
 // The kernels for groups of a few channels on tensors. No tensor is empty.
 namespace torch_ext::cpu {
 
-void group_forward(const ConvGeometry<int64_t>& g, const at::Tensor& input, const at::Tensor& weight,
+void direct_forward(const ConvGeometry<int64_t>& g, const at::Tensor& input, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias, at::Tensor& output);
-void group_grad_input(const ConvGeometry<int64_t>& g, const at::Tensor& grad_output, const at::Tensor& weight,
+void direct_grad_input(const ConvGeometry<int64_t>& g, const at::Tensor& grad_output, const at::Tensor& weight,
                       at::Tensor& grad_input);
-void group_grad_weight(const ConvGeometry<int64_t>& g, const at::Tensor& grad_output, const at::Tensor& input,
+void direct_grad_weight(const ConvGeometry<int64_t>& g, const at::Tensor& grad_output, const at::Tensor& input,
                        at::Tensor& grad_weight);
 
 }  // namespace torch_ext::cpu

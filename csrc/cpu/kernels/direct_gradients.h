@@ -4,7 +4,7 @@
 //
 //   grad_weight[c, r, t] = sum over n, o of grad_output[n, c, o] * input[n, first(c) + r, position(o, t)]
 //
-// with first and position as in grouped.h.
+// with first and position as in direct.h.
 //
 // An item is one block of groups (or of the outputs of one) and one slice of the positions. Columns are lanes: some
 // rows of grad_output and the input rows they meet are packed as lines, and a register tile of some outputs by some
@@ -18,13 +18,13 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
 template <class T>
-class GroupGradWeight {
+class DirectGradWeight {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
  public:
-  GroupGradWeight(const GroupGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
-                  A* scratch)
+  DirectGradWeight(const DirectGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
+                   A* scratch)
       : plan_(plan),
         grad_output_(grad_output),
         partial_sums_(partial_sums),
@@ -64,14 +64,16 @@ class GroupGradWeight {
   int64_t block_taps() const { return size(taps_[0]) * size(taps_[1]) * size(taps_[2]); }
 
   void add_to_totals() {
+    if (!has_totals_) fill_zero(totals_, 2 * sum_count() * L);
+    has_totals_ = true;
     for (int64_t i = 0; i < sum_count(); ++i) add_short_sum(sums_ + i * L, totals_ + 2 * i * L);
     summed_ = 0;
   }
 
   void tap_block() {
     fill_zero(sums_, sum_count() * L);
-    fill_zero(totals_, 2 * sum_count() * L);
     summed_ = 0;
+    has_totals_ = false;
     const Axis &d = plan_.axes[0], &h = plan_.axes[1];
     const int64_t count = size(box_.w), tiles = ceil_div(count, plan_.rows.tiling.columns);
     for (int64_t n = box_.n.begin; n < box_.n.end; ++n) {
@@ -85,13 +87,13 @@ class GroupGradWeight {
               rows(n, id, ih, TapWalk(d, id, taps_[0], plan_.rows.tiling.slots[0]));
       }
     }
-    add_to_totals();
+    if (has_totals_) add_to_totals();
   }
 
   // Which lines the taps of the columns need. False if none meets the image.
   bool set_columns(Range columns) {
     const Axis& w = plan_.axes[2];
-    const GroupRows& rows = plan_.rows;
+    const PackedRows& rows = plan_.rows;
     const Phase p = w.phase(0);
     columns_ = columns;
     const int64_t first = p.source(columns.begin, 0), last = p.source(columns.end - 1, 0);
@@ -139,7 +141,7 @@ class GroupGradWeight {
 
   // Adds the products of the rows that a row of the kernel brings together.
   void sum(int64_t kernel_row) {
-    const GroupRows& rows = plan_.rows;
+    const PackedRows& rows = plan_.rows;
     const int64_t outputs = size(outputs_), terms = size(terms_), taps = block_taps();
     DotProducts<A> dot;
     dot.rows = met_[kernel_row];
@@ -164,22 +166,24 @@ class GroupGradWeight {
       }
   }
 
-  // partial[output][term][tap]
+  // partial[output][term][tap]: the numbers of a block are one run in it, or one for each output, or for each row of
+  // the kernel.
   void store_sums(A* partial) const {
     const Triple<Axis>& axes = plan_.axes;
-    const A* total = totals_;
-    for (int64_t g = first_group_; g < first_group_ + groups_; ++g)
-      for (int64_t c = outputs_.begin; c < outputs_.end; ++c)
-        for (int64_t r = terms_.begin; r < terms_.end; ++r)
-          for (int64_t d = taps_[0].begin; d < taps_[0].end; ++d)
-            for (int64_t h = taps_[1].begin; h < taps_[1].end; ++h, total += 2 * size(taps_[2]) * L) {
-              const int64_t row =
-                  (((g * plan_.outputs + c) * plan_.rows.terms + r) * axes[0].kernel + d) * axes[1].kernel + h;
-              sum_lanes(total, 2 * L, size(taps_[2]), partial + row * axes[2].kernel + taps_[2].begin);
-            }
+    const int64_t taps = block_taps(), of_output = size(terms_) * taps, all = plan_.taps();
+    const int64_t count = taps < all ? size(taps_[2]) : size(terms_) < plan_.rows.terms ? of_output : sum_count();
+    const int64_t step = has_totals_ ? 2 * L : L;
+    const A* const sums = has_totals_ ? totals_ : sums_;
+    for (int64_t i = 0; i < sum_count(); i += count) {
+      const int64_t o = i / of_output, r = i / taps % size(terms_), row = i % taps / size(taps_[2]);
+      const int64_t output = (first_group_ + o / size(outputs_)) * plan_.outputs + outputs_.begin + o % size(outputs_);
+      const int64_t d = taps_[0].begin + row / size(taps_[1]), h = taps_[1].begin + row % size(taps_[1]);
+      const int64_t first = (d * axes[1].kernel + h) * axes[2].kernel + taps_[2].begin;
+      sum_lanes(sums + i * step, step, count, partial + (output * plan_.rows.terms + terms_.begin + r) * all + first);
+    }
   }
 
-  const GroupGradPlan& plan_;
+  const DirectGradPlan& plan_;
   const View<const T> grad_output_;
   A* const partial_sums_;
   A* const sums_;    // of about kShortSum positions
@@ -195,14 +199,15 @@ class GroupGradWeight {
   Range columns_;
   Run runs_[kMaxLines];
   int64_t run_count_;
-  int64_t summed_;                          // positions since the sums were last added to the totals
+  int64_t summed_;  // positions since the sums were last added to the totals
+  bool has_totals_;
   MetRows<A> met_[kMaxRows][kMaxTileRows];  // by row of the kernel
   int64_t meetings_[kMaxRows];
 };
 
 // Adds the slices in order, into the first of them, and stores them as the weight lies.
 template <class T>
-void add_group_grad_weight(const GroupGradPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
+void add_direct_grad_weight(const DirectGradPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
   add_slices(p.parts.count(), p.slice_size(), partial_sums);
   const Acc<T>* from = partial_sums;
   for (int64_t c = 0; c < p.rows.groups * p.outputs; ++c)

@@ -5,11 +5,11 @@
 namespace torch_ext::test {
 namespace {
 
-class Grouped : public KernelTest {
+class Direct : public KernelTest {
  protected:
-  void check_grouped(const Case& c) const { check_all(c, Family::kGrouped); }
+  void check_direct(const Case& c) const { check_all(c, Family::kDirect); }
 };
-INSTANTIATE_FOR_EVERY_ISA(Grouped);
+INSTANTIATE_FOR_EVERY_ISA(Direct);
 
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced, Layout::kExpanded};
 
@@ -21,7 +21,7 @@ Case groups_of(int64_t groups, int64_t inputs, int64_t outputs, int64_t size, in
   return c;
 }
 
-TEST_P(Grouped, ChannelsAndWidths) {
+TEST_P(Direct, ChannelsAndWidths) {
   int i = 0;
   for (int64_t inputs : {1, 2, 3, 4, 7, 8, 9, 13})
     for (int64_t width : {1, 2, 3, 5, 7, 8, 9, 17, 26, 41}) {
@@ -33,11 +33,11 @@ TEST_P(Grouped, ChannelsAndWidths) {
       c.output_layout = kLayouts[(i + i / 4) % 3];
       c.weight_layout = kLayouts[(i + i / 7) % 3];
       ++i;
-      check_grouped(c);
+      check_direct(c);
     }
 }
 
-TEST_P(Grouped, KernelsStridesAndDilations) {
+TEST_P(Direct, KernelsStridesAndDilations) {
   int i = 0;
   for (int64_t kernel : {1, 2, 3, 5, 7})
     for (int64_t stride : {1, 2, 3, 4})
@@ -50,46 +50,63 @@ TEST_P(Grouped, KernelsStridesAndDilations) {
         c.input_layout = c.output_layout = i % 2 ? Layout::kChannelsLast : Layout::kContiguous;
         if (i % 5 == 0) c.output_layout = Layout::kPitched;
         ++i;
-        check_grouped(c);
+        check_direct(c);
       }
 }
 
-TEST_P(Grouped, OtherDimensions) {
+// One tap: axes are merged, terms take the place of taps, and the weight gradient is a matrix product.
+TEST_P(Direct, Pointwise) {
+  int i = 0;
+  for (int64_t inputs : {3, 4, 8, 13, 24, 58, 130})
+    for (int64_t outputs : {2, 7, 16, 70})
+      for (int64_t groups : {1, 3}) {
+        Case c = groups_of(groups, inputs, outputs, std::array{1, 5, 9, 13}[i % 4], 1);
+        c.batch = 1 + i % 2;
+        c.input_layout = kLayouts[i % 4];
+        c.output_layout = kLayouts[(i + i / 8) % 3];
+        c.weight_layout = kLayouts[i / 2 % 3];
+        if (i % 3 == 0) c.stride = {1 + i % 2, 2}, c.padding = {1, 0, i % 4, 1};
+        ++i;
+        check_direct(c);
+      }
+}
+
+TEST_P(Direct, OtherDimensions) {
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
-    check_grouped({2, 12, 8, 4, {90}, {5}, {1}, {4, 0}, {1}, layout, layout});
-    check_grouped({2, 6, 8, 2, {70}, {31}, {2}, {15, 16}, {1}, layout, layout});
-    check_grouped({2, 12, 18, 3, {4, 5, 9}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1, 1, 1, 1}, {1, 1, 1}, layout, layout});
-    check_grouped({1, 6, 9, 3, {7, 6, 11}, {3, 1, 2}, {2, 1, 3}, {2, 2, 0, 0, 1, 1}, {2, 1, 1}, layout, layout});
+    check_direct({2, 12, 8, 4, {90}, {5}, {1}, {4, 0}, {1}, layout, layout});
+    check_direct({2, 6, 8, 2, {70}, {31}, {2}, {15, 16}, {1}, layout, layout});
+    check_direct({2, 12, 18, 3, {4, 5, 9}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1, 1, 1, 1}, {1, 1, 1}, layout, layout});
+    check_direct({1, 6, 9, 3, {7, 6, 11}, {3, 1, 2}, {2, 1, 3}, {2, 2, 0, 0, 1, 1}, {2, 1, 1}, layout, layout});
   }
 }
 
 // Taps, terms and targets come in blocks; sums are long.
-TEST_P(Grouped, Blocks) {
+TEST_P(Direct, Blocks) {
   int i = 0;
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
     for (int64_t kernel : {11, 25}) {
       Case c = groups_of(2, 9, 3, 30, kernel);
       c.input_layout = c.output_layout = layout;
       c.stride = {1 + i++ % 2, 1};
-      check<float>(table(), c, Fill::kNormal, Family::kGrouped);
+      check<float>(table(), c, Fill::kNormal, Family::kDirect);
       c.stride = {1, 2};
-      check<double>(table(), c, Fill::kNormal, Family::kGrouped);
+      check<double>(table(), c, Fill::kNormal, Family::kDirect);
     }
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     Case wide = groups_of(2, 3, 150, 6, 3);
     wide.input_layout = wide.output_layout = layout;
-    check_grouped(wide);
+    check_direct(wide);
     std::swap(wide.in_channels, wide.out_channels);
-    check_grouped(wide);
+    check_direct(wide);
     Case dense = groups_of(1, 200, 70, 5, 3);
     dense.input_layout = dense.output_layout = layout;
-    check<float>(table(), dense, Fill::kNormal, Family::kGrouped);
-    check<BFloat16>(table(), dense, Fill::kNormal, Family::kGrouped);
+    check<float>(table(), dense, Fill::kNormal, Family::kDirect);
+    check<BFloat16>(table(), dense, Fill::kNormal, Family::kDirect);
   }
 }
 
-TEST_P(Grouped, HugeKernelsStridesAndDilationsWithinTheScratch) {
-  const auto check_size = [&](const Case& c) { check<float>(table(), c, Fill::kIntegers, Family::kGrouped); };
+TEST_P(Direct, HugeKernelsStridesAndDilationsWithinTheScratch) {
+  const auto check_size = [&](const Case& c) { check<float>(table(), c, Fill::kIntegers, Family::kDirect); };
   check_size({1, 6, 4, 2, {300}, {255}, {1}, {100, 100}, {1}});
   check_size({1, 6, 4, 2, {40}, {3}, {1}, {1000, 1000}, {1000}});
   check_size({1, 6, 4, 2, {2000}, {16}, {17}, {3, 3}, {1}});
@@ -99,7 +116,7 @@ TEST_P(Grouped, HugeKernelsStridesAndDilationsWithinTheScratch) {
 }
 
 // What a masked lane holds is never used: an infinite number outside a tap's reach stays there.
-TEST_P(Grouped, InfiniteNumbersStayWhereTheyAre) {
+TEST_P(Direct, InfiniteNumbersStayWhereTheyAre) {
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     Case c = groups_of(2, 2, 2, 13, 3);
     c.input_layout = c.output_layout = layout;
@@ -108,7 +125,7 @@ TEST_P(Grouped, InfiniteNumbersStayWhereTheyAre) {
     x.for_each([&](auto... i) { x.at(i...) = 1; });
     y.for_each([&](auto... i) { y.at(i...) = 1; });
     x.at(0, 0, 0, 5, 12) = std::numeric_limits<float>::infinity();
-    Runner<float>{table().of<float>(), Family::kGrouped, g, 1}.grad_weight(y, x, &w);
+    Runner<float>{table().of<float>(), Family::kDirect, g, 1}.grad_weight(y, x, &w);
     // The last column meets every tap but those of the first column of the kernel.
     for (int64_t o = 0; o < 4; ++o)
       for (int64_t kw = 0; kw < 3; ++kw)

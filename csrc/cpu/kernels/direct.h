@@ -20,13 +20,13 @@
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
 template <class T>
-class Grouped {
+class Direct {
   using A = Acc<T>;
   static constexpr int64_t L = kLanes<A>;
 
  public:
   // The taps of the weight are evenly spaced in memory.
-  Grouped(const GroupPlan& plan, View<const T> source, View<const A> weight, const T* bias, View<T> target, A* scratch)
+  Direct(const DirectPlan& plan, View<const T> source, View<const A> weight, const T* bias, View<T> target, A* scratch)
       : plan_(plan),
         weight_(weight),
         weight_target_(plan.transposed ? weight.c : weight.n),
@@ -81,7 +81,7 @@ class Grouped {
   // Which lines the taps of the columns need, and how they meet them.
   void set_columns(int64_t phase, Range positions, Range taps) {
     const Axis& w = plan_.axes[2];
-    const GroupRows& rows = plan_.rows;
+    const PackedRows& rows = plan_.rows;
     first_column_ = phase + positions.begin * w.phases;
     weight_step_ = rows.period;
     Line lines[kMaxLines] = {};
@@ -111,6 +111,10 @@ class Grouped {
       }
     }
     first_run_[plan_.phases] = runs;
+    // Where no line has two taps, the terms take their place.
+    terms_at_once_ = kTapsPerSum;
+    for (int64_t i = 0; i < runs; ++i)
+      if (runs_[i].taps > 1) terms_at_once_ = 1;
     if (w.transposed)
       for (int64_t i = 0; i < runs; ++i) runs_[i].offset -= lines[0].first;
     ring_.set_lines(terms_, lines, line_count);
@@ -141,14 +145,15 @@ class Grouped {
       if (count_[f] == 0) continue;
       has_sums_ = !first_block_;
       lines_ = taps_ = 0;
-      for (int64_t r = terms_.begin; r < terms_.end; ++r)
+      for (int64_t r = terms_.begin; r < terms_.end; r += terms_at_once_)
         for (int64_t i = 0; i < row_count; ++i)
           for (const Run* run = runs_ + first_run_[f]; run < runs_ + first_run_[f + 1]; ++run) {
-            if (lines_ > 0 && taps_ + run->taps > kTapsPerSum) multiply(f);
+            const int64_t taps = terms_at_once_ > 1 ? std::min(terms_at_once_, terms_.end - r) : run->taps;
+            if (lines_ > 0 && taps_ + taps > kTapsPerSum) multiply(f);
             const A* source = rows[i].source + (r - terms_.begin) * plan_.rows.term_size() +
                               run->line * plan_.rows.pitch + run->offset;
-            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run->tap * tap, run->taps};
-            taps_ += run->taps;
+            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run->tap * tap, taps};
+            taps_ += taps;
           }
       if (lines_ > 0 || !has_sums_) multiply(f);
     }
@@ -160,8 +165,8 @@ class Grouped {
     Products<A> p;
     p.lines = list_;
     p.line_count = lines_;
-    p.step = plan_.rows.step;
-    p.weight_step = weight_step_ * weight_.spatial[2];
+    p.step = terms_at_once_ > 1 ? plan_.rows.term_size() : plan_.rows.step;
+    p.weight_step = terms_at_once_ > 1 ? weight_term_ : weight_step_ * weight_.spatial[2];
     p.weight_output = weight_target_;
     p.out_pitch = plan_.phases * plan_.phase_size();
     const int64_t targets = size(targets_), tiles = ceil_div(targets, plan_.outputs);
@@ -205,7 +210,7 @@ class Grouped {
     }
   }
 
-  const GroupPlan& plan_;
+  const DirectPlan& plan_;
   const View<const A> weight_;
   const int64_t weight_target_, weight_term_, weight_group_;
   const T* const bias_;
@@ -220,7 +225,7 @@ class Grouped {
   // Of the current columns and block of taps
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_;
-  int64_t first_column_, weight_step_;
+  int64_t first_column_, weight_step_, terms_at_once_;
   Run runs_[std::max(kMaxLines, kMaxGroup)];
   int64_t first_run_[kMaxGroup + 1], count_[kMaxGroup];  // of each phase: its first run, its columns
   // Of the current row

@@ -5,14 +5,14 @@
 // The plans of convolutions with several channels in a group: as in passes.h, made from geometry and layout alone.
 namespace torch_ext::cpu {
 
-inline constexpr int64_t kGroupChannels = 16;   // of a block, in source and target, if groups are small
+inline constexpr int64_t kBlockChannels = 16;   // of a block, in source and target, if groups are small
 inline constexpr int64_t kMaxTargets = 64;      // of a group, in a block
 inline constexpr int64_t kMaxOutputs = 8;       // channels that share what is loaded of the source
 inline constexpr int64_t kMaxSums = 12;         // vectors in registers
 inline constexpr int64_t kMaxLines = 8;         // of a channel's row
-inline constexpr int64_t kMaxGroupSums = 4096;  // of a block's weight gradient
+inline constexpr int64_t kMaxBlockSums = 6144;  // of a block's weight gradient
 inline constexpr int64_t kSumVectors = 32;      // of grad_output, whose products are summed in registers
-inline constexpr int64_t kGroupRingBytes = 96 << 10;
+inline constexpr int64_t kDirectRingBytes = 96 << 10;
 
 // The view with the distance from tap to tap as its last stride, if the taps of the weight are evenly spaced in memory.
 template <class T>
@@ -25,9 +25,25 @@ std::optional<View<T>> with_even_taps(const ConvGeometry<int64_t>& g, View<T> we
   return weight;
 }
 
+// For kernels of one tap that read every position: makes one axis of the three, if they are one in memory.
+template <class T, class U>
+void merge_axes(ConvGeometry<int64_t>* g, View<T>* input, View<U>* output) {
+  const auto& in = g->in;
+  for (int i = 0; i < 3; ++i)
+    if (g->kernel[i] * g->stride[i] != 1 || g->pad_before[i] != 0 || g->pad_after[i] != 0) return;
+  const auto step = [&](const Triple<int64_t>& s) { return s[in[2] > 1 ? 2 : in[1] > 1 ? 1 : 0]; };
+  const auto is_one = [&](const Triple<int64_t>& s) {
+    return (in[1] == 1 || s[1] == in[2] * step(s)) && (in[0] == 1 || s[0] == in[1] * in[2] * step(s));
+  };
+  if (!is_one(input->spatial) || !is_one(output->spatial)) return;
+  input->spatial = {{0, 0, step(input->spatial)}};
+  output->spatial = {{0, 0, step(output->spatial)}};
+  g->in = g->out = {{1, 1, in[0] * in[1] * in[2]}};
+}
+
 // Rows of the source, packed: for each channel some lines of columns that are `stride` apart in the image. In a pass
 // that reads every second column, taps that are a multiple of 2 apart are neighbours in the same line.
-struct GroupRows {
+struct PackedRows {
   int64_t groups, terms;  // in all, and source channels in a group
   int64_t width;          // groups in a block
   int64_t lines;          // of a channel
@@ -45,17 +61,17 @@ struct GroupRows {
 
 // phases: of target columns that are computed together; max_block: taps of all terms and groups of a block.
 template <class A>
-GroupRows plan_group_rows(const Triple<Axis>& axes, int64_t groups, int64_t terms, int64_t targets, bool adjacent,
-                          int64_t phases, int64_t max_block) {
+PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t terms, int64_t targets, bool adjacent,
+                            int64_t phases, int64_t max_block) {
   const Axis& w = axes[2];
   const int64_t common = std::gcd(w.stride, w.dilation);
-  GroupRows p{.groups = groups, .terms = terms};
+  PackedRows p{.groups = groups, .terms = terms};
   p.stride = w.source_stride();
   p.period = w.transposed ? 1 : w.stride / common;
   p.step = w.transposed ? -w.unit : w.dilation / common;
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
   const int64_t most =
-      targets > kMaxTargets ? 1 : ceil_div(adjacent ? 2 * kGroupChannels : kGroupChannels, std::min(terms, targets));
+      targets > kMaxTargets ? 1 : ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
   p.width = ceil_div(groups, ceil_div(groups, most));
   for (;; p.width = ceil_div(p.width, 2)) {
     p.tiling = make_tiling(axes, terms, phases, p.width * static_cast<int64_t>(sizeof(A)), kMaxColumns,
@@ -65,12 +81,12 @@ GroupRows plan_group_rows(const Triple<Axis>& axes, int64_t groups, int64_t term
     p.lines = std::min(p.period, p.tiling.taps[2]);
     // A line also holds what the last vector reads, and what packing writes, beyond the columns.
     p.pitch = (ceil_div(ceil_div(p.tiling.slots[2], p.stride) + 1, kLanes<A>) + 2) * kLanes<A>;
-    if (p.width == 1 || p.ring_size() * static_cast<int64_t>(sizeof(A)) <= kGroupRingBytes) return p;
+    if (p.width == 1 || p.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) return p;
   }
 }
 
 // Forward and grad input.
-struct GroupPlan {
+struct DirectPlan {
   Triple<Axis> axes;
   bool transposed;
   int64_t batch, lanes;
@@ -78,7 +94,7 @@ struct GroupPlan {
   int64_t chunks;   // a block has all of them, or one of so many parts
   int64_t outputs;  // of them, in a register tile
   int64_t phases;   // of columns, that are computed together
-  GroupRows rows;
+  PackedRows rows;
   int64_t tile_rows;  // target rows whose sums are kept: all of an item if its taps come in blocks
   Parts parts;
 
@@ -89,15 +105,19 @@ struct GroupPlan {
   int64_t tile_row_size() const { return rows.width * ceil_div(targets, chunks) * phases * phase_size(); }
   int64_t tile_size() const { return tile_rows * tile_row_size(); }
   int64_t scratch_size() const { return tile_size() + rows.ring_size(); }
+  // Its columns, of each phase, are whole vectors but for the last.
   Box item_box(int64_t item) const {
-    return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / blocks());
+    const int64_t columns = axes[2].count(0);
+    Box b = box(parts, batch, axes[0].target, axes[1].target, ceil_div(columns, lanes), item / blocks());
+    b.w = {b.w.begin * lanes, std::min(b.w.end * lanes, columns)};
+    return b;
   }
 };
 
 template <class T>
-GroupPlan plan_group(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
+DirectPlan plan_direct(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
   using A = Acc<T>;
-  GroupPlan p;
+  DirectPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = transposed ? grad_input_axis(g, i) : forward_axis(g, i);
   const Axis& w = p.axes[2];
   p.transposed = transposed;
@@ -108,8 +128,8 @@ GroupPlan plan_group(const ConvGeometry<int64_t>& g, bool transposed, Layout sou
   const int64_t phases = std::min(w.phases, w.target);
   p.phases = phases <= kMaxGroup && w.unit == 1 ? phases : 1;
   p.rows =
-      plan_group_rows<A>(p.axes, g.groups, transposed ? g.out_per_group() : g.in_per_group(), p.targets,
-                         source.channel == 1 || target.channel == 1, p.phases, std::numeric_limits<int64_t>::max());
+      plan_packed_rows<A>(p.axes, g.groups, transposed ? g.out_per_group() : g.in_per_group(), p.targets,
+                          source.channel == 1 || target.channel == 1, p.phases, std::numeric_limits<int64_t>::max());
   // Rows of few vectors leave registers for more channels.
   const int64_t vectors = ceil_div(p.rows.tiling.columns, p.lanes), in_chunk = ceil_div(p.targets, p.chunks);
   p.outputs = ceil_div(in_chunk, ceil_div(in_chunk, std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(vectors, 3))));
@@ -118,7 +138,7 @@ GroupPlan plan_group(const ConvGeometry<int64_t>& g, bool transposed, Layout sou
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
   p.parts.h = cut(&needed, p.axes[1].target, 4);
-  p.parts.w = cut(&needed, w.count(0), 64);
+  p.parts.w = cut(&needed, ceil_div(w.count(0), p.lanes), kMaxColumns / p.lanes);
   p.tile_rows = 1;
   if (!p.rows.tiling.single) {
     const int64_t rows = std::max<int64_t>(1, kTileBytes / (p.tile_row_size() * static_cast<int64_t>(sizeof(A))));
@@ -130,12 +150,12 @@ GroupPlan plan_group(const ConvGeometry<int64_t>& g, bool transposed, Layout sou
 }
 
 // Grad weight.
-struct GroupGradPlan {
+struct DirectGradPlan {
   Triple<Axis> axes;  // target: grad_output, source: input
   int64_t batch, lanes;
   int64_t outputs;  // in a group
-  int64_t chunks;   // as in GroupPlan
-  GroupRows rows;
+  int64_t chunks;   // as in DirectPlan
+  PackedRows rows;
   int64_t tile_rows;  // of grad_output, whose products are summed in registers
   Parts parts;
 
@@ -158,9 +178,9 @@ struct GroupGradPlan {
 };
 
 template <class T>
-GroupGradPlan plan_group_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
+DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
   using A = Acc<T>;
-  GroupGradPlan p;
+  DirectGradPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
   const Axis& h = p.axes[1];
   p.batch = g.batch;
@@ -168,17 +188,70 @@ GroupGradPlan plan_group_grad_weight(const ConvGeometry<int64_t>& g, Layout grad
   p.outputs = g.out_per_group();
   p.chunks = ceil_div(p.outputs, kMaxTargets);
   p.rows =
-      plan_group_rows<A>(p.axes, g.groups, g.in_per_group(), p.outputs, grad_output.channel == 1 || input.channel == 1,
-                         1, kMaxGroupSums / ceil_div(p.outputs, p.chunks));
+      plan_packed_rows<A>(p.axes, g.groups, g.in_per_group(), p.outputs, grad_output.channel == 1 || input.channel == 1,
+                          1, kMaxBlockSums / ceil_div(p.outputs, p.chunks));
   const int64_t vectors = ceil_div(p.rows.tiling.columns, p.lanes);
   p.tile_rows = std::clamp<int64_t>(kSumVectors / vectors, 1, std::min(kMaxTileRows, ceil_div(h.target, h.classes)));
   for (const Tiling one = p.rows.tiling;; --p.tile_rows) {
     p.rows.tiling = one;
     add_rows(&p.rows.tiling, h, p.tile_rows);
     const bool fits = p.rows.tiling.slots[0] * p.rows.tiling.slots[1] <= kMaxRows &&
-                      p.rows.ring_size() * static_cast<int64_t>(sizeof(A)) <= kGroupRingBytes;
+                      p.rows.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes;
     if (p.tile_rows == 1 || fits) break;
   }
+  const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
+  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
+  p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.blocks())), g.batch, g.out);
+  return p;
+}
+
+// Grad weight of kernels of one tap: a matrix product over positions. Lanes are inputs.
+struct PointwiseGradPlan {
+  Triple<Axis> axes;  // target: grad_output, source: input
+  int64_t batch, lanes;
+  int64_t groups, outputs, inputs;      // of a group
+  int64_t output_chunks, input_chunks;  // of a group's; a block has one of each
+  int64_t columns;                      // whose products are summed in registers
+  bool packs_outputs;                   // grad_output has to be widened
+  Parts parts;
+
+  int64_t blocks() const { return groups * output_chunks * input_chunks; }
+  int64_t items() const { return parts.count() * blocks(); }
+  int64_t block_outputs() const { return ceil_div(outputs, output_chunks); }
+  int64_t block_inputs() const { return ceil_div(ceil_div(inputs, input_chunks), lanes) * lanes; }
+  // In elements. In scratch lie a short sum for each weight of a block, a total and its error; the inputs of some
+  // columns, and lines of grad_output.
+  int64_t sums() const { return block_outputs() * block_inputs(); }
+  int64_t pixels_size() const { return columns * block_inputs(); }
+  int64_t line_size() const { return columns + lanes; }
+  int64_t lines_size() const { return packs_outputs ? block_outputs() * line_size() : 0; }
+  int64_t scratch_size() const { return 3 * sums() + pixels_size() + lines_size(); }
+  int64_t slice_size() const { return groups * outputs * inputs; }
+  int64_t partial_sums_size() const { return parts.count() * slice_size(); }
+  Box slice_box(int64_t slice) const {
+    return box(parts, batch, axes[0].target, axes[1].target, axes[2].target, slice);
+  }
+};
+
+// Whether there are enough inputs for this plan.
+template <class T>
+bool has_pointwise_grad(const ConvGeometry<int64_t>& g) {
+  return kernel_taps(g) == 1 && g.in_per_group() >= kLanes<Acc<T>>;
+}
+
+template <class T>
+PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g) {
+  PointwiseGradPlan p;
+  for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
+  p.batch = g.batch;
+  p.lanes = kLanes<Acc<T>>;
+  p.groups = g.groups;
+  p.outputs = g.out_per_group();
+  p.inputs = g.in_per_group();
+  p.output_chunks = ceil_div(p.outputs, kMaxTargets);
+  p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
+  p.columns = std::min(g.out[2], kMaxColumns);
+  p.packs_outputs = !std::same_as<T, Acc<T>>;
   const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.blocks())), g.batch, g.out);

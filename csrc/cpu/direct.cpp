@@ -1,0 +1,68 @@
+#include "direct.h"
+
+#include "launch.h"
+
+namespace torch_ext::cpu {
+namespace {
+
+// The weight as the kernels read it: as it lies, if that is in Acc<T> with evenly spaced taps, else a copy, which
+// `storage` owns.
+template <class T>
+View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
+  if constexpr (std::same_as<T, Acc<T>>)
+    if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
+  *storage = weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat).contiguous();
+  return *with_even_taps(g, view<const Acc<T>>(*storage));
+}
+
+void correlate(const Geometry& g, bool transposed, const at::Tensor& source, const at::Tensor& weight,
+               const at::Tensor& bias, at::Tensor& target) {
+  dispatch(source, [&]<class T>(T*) {
+    auto from = view<const T>(source);
+    auto to = view<T>(target);
+    Geometry merged = g;
+    transposed ? merge_axes(&merged, &to, &from) : merge_axes(&merged, &from, &to);
+    const DirectPlan plan = plan_direct<T>(merged, transposed, layout(from), layout(to));
+    at::Tensor storage;
+    const auto wide = wide_weight<T>(g, weight, &storage);
+    const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
+    parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
+      table().of<T>().direct.correlate(plan, from, wide, bias_data, to, items, scratch);
+    });
+  });
+}
+
+}  // namespace
+
+void direct_forward(const Geometry& g, const at::Tensor& input, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& bias, at::Tensor& output) {
+  correlate(g, false, input, weight, bias && bias->defined() ? bias->contiguous() : at::Tensor(), output);
+}
+
+void direct_grad_input(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& weight,
+                       at::Tensor& grad_input) {
+  correlate(g, true, grad_output, weight, {}, grad_input);
+}
+
+void direct_grad_weight(const Geometry& g, const at::Tensor& grad_output, const at::Tensor& input,
+                        at::Tensor& grad_weight) {
+  dispatch(grad_output, [&]<class T>(T*) {
+    const auto& kernels = table().of<T>().direct;
+    auto factor = view<const T>(grad_output), source = view<const T>(input);
+    Geometry merged = g;
+    merge_axes(&merged, &source, &factor);
+    const auto run = [&](const auto& plan, auto* kernel, auto* add_slices) {
+      const auto sums = buffer<T>(plan.partial_sums_size(), input);
+      parallel<T>(plan, g,
+                  [&](Range items, Acc<T>* scratch) { kernel(plan, factor, source, data<T>(sums), items, scratch); });
+      add_slices(plan, data<T>(sums), view<T>(grad_weight));
+    };
+    if (has_pointwise_grad<T>(g))
+      run(plan_pointwise_grad_weight<T>(merged), kernels.pointwise_grad_weight, kernels.add_pointwise_grad_weight);
+    else
+      run(plan_direct_grad_weight<T>(merged, layout(factor), layout(source)), kernels.grad_weight,
+          kernels.add_grad_weight);
+  });
+}
+
+}  // namespace torch_ext::cpu

@@ -1,0 +1,141 @@
+#pragma once
+
+// Grad weight of a convolution with kernels of one tap:
+//
+//   grad_weight[c, r] = sum over n, o of grad_output[n, c, o] * input[n, first(c) + r, o * stride - pad]
+//
+// with first as in direct.h: for each group a matrix product over positions.
+//
+// An item is one block of the outputs and inputs of a group and one slice of the positions. Lanes are inputs, which are
+// copied so that those of a position lie side by side; grad_output is read as it lies, one number for all lanes. Sums
+// are added as in direct_gradients.h.
+#include "lines.h"
+#include "products.h"
+#include "tiles.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+template <class T>
+class PointwiseGradWeight {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+ public:
+  PointwiseGradWeight(const PointwiseGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
+                      A* scratch)
+      : plan_(plan),
+        grad_output_(grad_output),
+        input_(input),
+        partial_sums_(partial_sums),
+        sums_(scratch),
+        totals_(sums_ + plan.sums()),
+        pixels_(totals_ + 2 * plan.sums()),
+        lines_(pixels_ + plan.pixels_size()) {}
+
+  void item(int64_t index) {
+    const int64_t block = index % plan_.blocks(), slice = index / plan_.blocks();
+    const Box box = plan_.slice_box(slice);
+    group_ = block / plan_.input_chunks / plan_.output_chunks;
+    outputs_ = part(plan_.outputs, plan_.output_chunks, block / plan_.input_chunks % plan_.output_chunks);
+    inputs_ = part(plan_.inputs, plan_.input_chunks, block % plan_.input_chunks);
+    pitch_ = ceil_div(size(inputs_), L) * L;
+    fill_zero(sums_, size(outputs_) * pitch_);
+    fill_zero(totals_, 2 * size(outputs_) * pitch_);
+    summed_ = 0;
+    // Positions that meet the padding have no part in it.
+    const auto inside = [&](int axis, Range range) {
+      const Axis& a = plan_.axes[axis];
+      const Range all = positions_inside(-a.pad, a.stride, a.source);
+      return Range{std::max(range.begin, all.begin), std::min(range.end, all.end)};
+    };
+    const Range depths = inside(0, box.d), rows = inside(1, box.h), columns = inside(2, box.w);
+    const int64_t tiles = size(columns) > 0 ? ceil_div(size(columns), plan_.columns) : 0;
+    for (int64_t n = box.n.begin; n < box.n.end; ++n)
+      for (int64_t d = depths.begin; d < depths.end; ++d)
+        for (int64_t h = rows.begin; h < rows.end; ++h)
+          for (int64_t i = 0; i < tiles; ++i) {
+            const Range tile = part(size(columns), tiles, i);
+            sum(n, d, h, {columns.begin + tile.begin, columns.begin + tile.end});
+          }
+    add_to_totals();
+    store_totals(partial_sums_ + slice * plan_.slice_size());
+  }
+
+ private:
+  void add_to_totals() {
+    for (int64_t i = 0; i < size(outputs_) * pitch_; i += L) add_short_sum(sums_ + i, totals_ + 2 * i);
+    summed_ = 0;
+  }
+
+  void sum(int64_t n, int64_t d, int64_t h, Range columns) {
+    const int64_t count = size(columns);
+    summed_ += count;
+    if (summed_ > kShortSum) add_to_totals();
+    const Triple<Axis>& axes = plan_.axes;
+    const auto source = [&](int axis, int64_t position) { return axes[axis].phase(0).source(position, 0); };
+    const T* input = input_.at(n, group_ * plan_.inputs + inputs_.begin) + source(0, d) * input_.spatial[0] +
+                     source(1, h) * input_.spatial[1] + source(2, columns.begin) * input_.spatial[2];
+    const int64_t stride = count > 1 ? axes[2].stride * input_.spatial[2] : 0;
+    for (int64_t v = 0; v < pitch_; v += L)
+      pack_columns(input + v * input_.c, stride, Lanes<A>(0, size(inputs_) - v, {1, 1}, input_.c), count, pixels_ + v,
+                   pitch_);
+
+    const T* const outputs = grad_output_.at(n, group_ * plan_.outputs + outputs_.begin) + d * grad_output_.spatial[0] +
+                             h * grad_output_.spatial[1] + columns.begin * grad_output_.spatial[2];
+    Products<A> p{};
+    TapLine<A> line{pixels_, nullptr, count};
+    p.weight_output = grad_output_.c;
+    p.weight_step = grad_output_.spatial[2];
+    if constexpr (std::is_same_v<T, A>) {
+      line.weight = outputs;
+    } else {
+      line.weight = lines_;
+      p.weight_output = plan_.line_size();
+      p.weight_step = 1;
+      pack_lines(outputs, grad_output_, size(outputs_), count, {0, count}, 1, lines_, plan_.line_size());
+    }
+    p.lines = &line;
+    p.line_count = 1;
+    p.step = p.out_pitch = pitch_;
+    const int64_t tiles = ceil_div(size(outputs_), kMaxSums / 3);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range tile = part(size(outputs_), tiles, i);
+      p.weight_offset = tile.begin * p.weight_output;
+      p.out = sums_ + tile.begin * pitch_;
+      add_products(p, size(tile), pitch_ / L);
+    }
+  }
+
+  // partial[output][input]
+  void store_totals(A* partial) const {
+    for (int64_t c = 0; c < size(outputs_); ++c)
+      for (int64_t r = 0; r < size(inputs_); r += L) {
+        const int64_t output = group_ * plan_.outputs + outputs_.begin + c;
+        const auto total = Vec<A>::load(totals_ + 2 * (c * pitch_ + r));
+        store_partial(partial + output * plan_.inputs + inputs_.begin + r, total, std::min(L, size(inputs_) - r));
+      }
+  }
+
+  const PointwiseGradPlan& plan_;
+  const View<const T> grad_output_, input_;
+  A* const partial_sums_;
+  A* const sums_;    // [output][input], of about kShortSum positions
+  A* const totals_;  // of sums, with the rounding error so far
+  A* const pixels_;  // [column][input]
+  A* const lines_;   // [output][column]
+
+  int64_t group_;
+  Range outputs_, inputs_;
+  int64_t pitch_;   // of a row of sums, of a pixel
+  int64_t summed_;  // positions since the sums were last added to the totals
+};
+
+template <class T>
+void add_pointwise_grad_weight(const PointwiseGradPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
+  add_slices(p.parts.count(), p.slice_size(), partial_sums);
+  const Acc<T>* from = partial_sums;
+  for (int64_t c = 0; c < p.groups * p.outputs; ++c, from += p.inputs)
+    unpack_line(from, p.inputs, grad_weight.c, grad_weight.at(c, 0));
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA
