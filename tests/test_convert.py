@@ -27,20 +27,20 @@ class Own(nn.Conv2d):
     pass
 
 
-DEPTHWISE = [1, 3, 5]
+SERVED = [1, 3, 4, 5]
 
 
 def kinds(model: nn.Module) -> list[type]:
     return [type(layer) for layer in model]
 
 
-def test_depthwise_layers_change_and_nothing_else_does() -> None:
+def test_layers_with_a_kernel_change_and_nothing_else_does() -> None:
     model, before = network(), network()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     parameters = [id(parameter) for parameter in model.parameters()]
     assert torch_ext.convert(model) is model
     for i, (layer, old) in enumerate(zip(model, before)):
-        assert type(layer) is (torch_ext.nn.Conv2d if i in DEPTHWISE else type(old))
+        assert type(layer) is (torch_ext.nn.Conv2d if i in SERVED else type(old))
     assert [id(parameter) for parameter in model.parameters()] == parameters
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -101,7 +101,7 @@ def test_hooks_stay_and_a_single_layer_will_do() -> None:
 
 def test_twice_is_once_and_our_paddings_are_not_reverted() -> None:
     model = torch_ext.convert(torch_ext.convert(network()))
-    assert [type(model[i]) for i in DEPTHWISE] == [torch_ext.nn.Conv2d] * 3
+    assert [type(model[i]) for i in SERVED] == [torch_ext.nn.Conv2d] * 3
     for padding in ("same_lower", ((1, 0), (0, 1))):
         layer = torch_ext.nn.Conv2d(4, 4, 3, groups=4, padding=padding)
         assert type(torch_ext.revert(layer)) is torch_ext.nn.Conv2d

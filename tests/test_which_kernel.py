@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_ext import testing, which_kernel
 
 OUTPUTS = ("forward", "grad_input", "grad_weight")
-ATEN, WIDENED = "aten::convolution", "aten::convolution in float32"
+ATEN = "aten::convolution"
 F32, F64, BF16, F16 = testing.dtypes
 ISAS = testing.isas()
 
@@ -39,20 +39,45 @@ def test_depthwise_is_ours(isa: str, n: int, output: str, dtype: torch.dtype) ->
     assert which_kernel(f"group_conv{n}d", *mirrored, groups=3, output=output) == ours
 
 
+def grouped(n: int, dtype: torch.dtype, output: str, sizes: tuple[int, int, int], k: int = 3, size: int = 9) -> str:
+    """Of a convolution with so many groups, inputs and outputs of each."""
+    groups, inputs, outputs = sizes
+    tensors = (
+        meta(2, groups * inputs, *(size,) * n, dtype=dtype),
+        meta(groups * outputs, inputs, *(k,) * n, dtype=dtype),
+    )
+    return which_kernel(f"group_conv{n}d", *tensors, groups=groups, output=output)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("output", OUTPUTS)
-@pytest.mark.parametrize("groups", [1, 2])
-def test_dense_and_grouped_are_pytorchs(isa: str, n: int, output: str, groups: int) -> None:
-    expected = {F32: ATEN, F64: ATEN, BF16: WIDENED, F16: WIDENED}
-    for dtype, out_channels in itertools.product(testing.dtypes, (4, 8)):
-        tensors = meta(2, 8, *(9,) * n, dtype=dtype), meta(out_channels, 8 // groups, *(3,) * n, dtype=dtype)
-        assert which_kernel(f"group_conv{n}d", *tensors, groups=groups, output=output) == expected[dtype]
+def test_groups(isa: str, n: int, output: str) -> None:
+    ours = f"direct/{isa}"
+    for dtype in testing.dtypes:
+        for sizes in ((2, 2, 2), (4, 15, 15), (32, 4, 16), (3, 40, 8)):
+            assert grouped(n, dtype, output, sizes) == ours
+        assert grouped(n, dtype, output, (2, 16, 16)) == (ATEN if dtype == F32 else ours)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_dense(isa: str, n: int, output: str) -> None:
+    ours = f"direct/{isa}"
+    for dtype in testing.dtypes:
+        wide = ATEN if dtype in (F32, F64) else ours
+        narrow = ATEN if dtype == F64 else ours
+        assert grouped(n, dtype, output, (1, 8, 4)) == wide
+        assert grouped(n, dtype, output, (1, 96, 96), k=1, size=32) == wide
+        for sizes in ((1, 64, 128), (1, 24, 144), (1, 96, 576)):
+            assert grouped(n, dtype, output, sizes, k=1, size=32) == narrow
+        # One column is one lane.
+        assert grouped(n, dtype, output, (1, 64, 128), k=1, size=1) == wide
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_one_channel_to_many_is_dense(isa: str, n: int) -> None:
     assert depthwise(n, F32, "forward", c=1, m=2) == ATEN
-    assert depthwise(n, BF16, "forward", c=1, m=2) == WIDENED
+    assert depthwise(n, BF16, "forward", c=1, m=2) == f"direct/{isa}"
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -80,8 +105,8 @@ def test_avx512(n: int, dtype: torch.dtype) -> None:
             assert depthwise(n, dtype, output, m=2) == ours
             assert depthwise(n, dtype, output, dilation=2) == (theirs if output == "forward" else ours)
             assert depthwise(n, dtype, output, k=4) == (ours if output == "grad_weight" else theirs)
-            dense = meta(2, 8, *(9,) * n, dtype=dtype), meta(4, 8, *(3,) * n, dtype=dtype)
-            assert which_kernel(f"group_conv{n}d", *dense, output=output) == (WIDENED if dtype == F16 else ATEN)
+            assert grouped(n, dtype, output, (1, 8, 4)) == ("direct/avx2" if dtype == F16 else ATEN)
+            assert grouped(n, dtype, output, (4, 4, 4)) == ("direct/avx2" if dtype in (F16, F64) else ATEN)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -89,7 +114,8 @@ def test_avx512(n: int, dtype: torch.dtype) -> None:
 def test_separable_has_two_steps(isa: str, n: int, dtype: torch.dtype) -> None:
     ones = (1,) * n
     tensors = meta(2, 8, *(9,) * n), meta(16, 1, *(3,) * n), meta(4, 16, *ones), meta(4)
-    second = WIDENED if dtype in (BF16, F16) else ATEN
+    few_columns = n == 1 and dtype == F32
+    second = ATEN if few_columns or dtype == F64 else f"direct/{isa}"
     for output in OUTPUTS:
         answer = which_kernel(f"separable_conv{n}d", *(t.to(dtype) for t in tensors), padding="same", output=output)
         assert answer == f"depthwise/{isa} + {second}"
@@ -191,8 +217,8 @@ def test_bad_questions() -> None:
         which_kernel("depthwise_conv1d", *tensors, strides=2)
 
 
-def test_autocast_counts() -> None:
-    input, weight = torch.empty(1, 8, 9, 9), torch.empty(4, 4, 3, 3)
-    assert which_kernel("group_conv2d", input, weight, groups=2) == "aten::convolution"
+def test_autocast_counts(isa: str) -> None:
+    input, weight = torch.empty(1, 40, 9, 9), torch.empty(40, 20, 3, 3)
+    assert which_kernel("group_conv2d", input, weight, groups=2) == ATEN
     with torch.autocast("cpu", torch.bfloat16):
-        assert which_kernel("group_conv2d", input, weight, groups=2) == "aten::convolution in float32"
+        assert which_kernel("group_conv2d", input, weight, groups=2) == f"direct/{isa}"

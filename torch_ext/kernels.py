@@ -22,8 +22,9 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
         output: 'forward', 'grad_input' or 'grad_weight'. Default: 'forward'.
 
     Returns:
-        For example 'depthwise/avx2'; 'aten::convolution' is PyTorch's own, and 'aten::convolution in float32' PyTorch's
-        between two casts. A separable call has two steps, 'depthwise/avx2 + aten::convolution'.
+        'depthwise/avx2', 'direct/avx2' (groups of few channels, narrow pointwise layers, and in 16 bit every other
+        one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own. A separable call has two steps,
+        'depthwise/avx2 + aten::convolution'. csrc/core/select.h has the table.
 
     Raises:
         RuntimeError: If the call is not a valid one.

@@ -130,8 +130,7 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
 bool has_kernel(const Tensor& weight, int64_t groups) {
   const auto dtype = weight.scalar_type();
   if (dtype == at::kBFloat16 || dtype == at::kHalf) return true;
-  if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || weight.dim() > 5 || groups < 1)
-    return false;
+  if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || weight.dim() > 5 || groups < 1) return false;
   Geometry g{};
   g.groups = groups;
   g.in_channels = weight.size(1) * groups;

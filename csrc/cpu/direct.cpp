@@ -22,12 +22,21 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
     auto to = view<T>(target);
     Geometry merged = g;
     transposed ? merge_axes(&merged, &to, &from) : merge_axes(&merged, &from, &to);
+    const auto& kernels = table().of<T>().direct;
+    const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
+    if (has_pixels<T>(merged, transposed, layout(from), layout(to))) {
+      const PixelPlan plan = plan_pixels<T>(merged, transposed);
+      auto* const packed = static_cast<Acc<T>*>(Scratch::of_this_call().reserve(plan.weight_size() * sizeof(Acc<T>)));
+      kernels.pack_panels(plan, view<const T>(weight), bias_data, packed);
+      parallel<T>(plan, g,
+                  [&](Range items, Acc<T>* scratch) { kernels.pixels(plan, from, packed, to, items, scratch); });
+      return;
+    }
     const DirectPlan plan = plan_direct<T>(merged, transposed, layout(from), layout(to));
     at::Tensor storage;
     const auto wide = wide_weight<T>(g, weight, &storage);
-    const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
     parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
-      table().of<T>().direct.correlate(plan, from, wide, bias_data, to, items, scratch);
+      kernels.correlate(plan, from, wide, bias_data, to, items, scratch);
     });
   });
 }

@@ -205,6 +205,53 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
   return p;
 }
 
+// Forward and grad input of kernels of one tap where channels are adjacent: a matrix product whose lanes are targets.
+struct PixelPlan {
+  bool transposed;
+  int64_t batch, positions, lanes;
+  int64_t groups, terms, targets;  // source and target channels of a group
+  int64_t panel;                   // vectors of targets at a time
+  int64_t pixels;                  // at a time
+  bool packs_source, packs_target;
+  int64_t parts;  // of an image
+
+  int64_t vectors() const { return ceil_div(targets, lanes); }
+  int64_t panels() const { return ceil_div(vectors(), panel); }
+  int64_t items() const { return batch * parts; }
+  // In elements. The weight is packed as [group][panel][term][target in the panel]; the bias lies behind it. In scratch
+  // lie some pixels of the source and the target, and some zeros.
+  int64_t weight_size() const { return groups * vectors() * lanes * (terms + 1); }
+  int64_t source_size() const { return packs_source ? pixels * (ceil_div(terms, lanes) * lanes) : 0; }
+  int64_t target_size() const { return packs_target ? pixels * panel * lanes : 0; }
+  int64_t scratch_size() const { return source_size() + target_size(); }
+};
+
+inline constexpr int64_t kPixels = 64;
+inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them
+
+// For a geometry whose axes are merged.
+template <class T>
+bool has_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
+  const bool one_tap = kernel_taps(g) == 1 && g.in[2] == g.out[2] && g.stride[2] == 1 && g.pad_before[2] == 0;
+  return one_tap && g.in[0] * g.in[1] * g.out[0] * g.out[1] == 1 && source.channel == 1 && target.channel == 1 &&
+         (transposed ? g.in_per_group() : g.out_per_group()) >= kLanes<Acc<T>>;
+}
+
+template <class T>
+PixelPlan plan_pixels(const ConvGeometry<int64_t>& g, bool transposed) {
+  using A = Acc<T>;
+  PixelPlan p{.transposed = transposed, .batch = g.batch, .positions = g.in[2], .lanes = kLanes<A>};
+  p.groups = g.groups;
+  p.terms = transposed ? g.out_per_group() : g.in_per_group();
+  p.targets = transposed ? g.in_per_group() : g.out_per_group();
+  p.panel = ceil_div(p.vectors(), ceil_div(p.vectors(), 3));
+  p.pixels = std::clamp<int64_t>(kPixelNumbers / p.terms, 12, kPixels) / 12 * 12;  // whole register tiles
+  p.packs_source = !std::same_as<T, A>;
+  p.packs_target = p.packs_source || p.targets % p.lanes != 0;
+  p.parts = std::clamp<int64_t>(ceil_div(wanted_parts(g, kPartWork), g.batch), 1, ceil_div(p.positions, p.pixels));
+  return p;
+}
+
 // Grad weight of kernels of one tap: a matrix product over positions. Lanes are inputs.
 struct PointwiseGradPlan {
   Triple<Axis> axes;  // target: grad_output, source: input

@@ -22,8 +22,8 @@ struct TapLine {
 //   out[m][j] = start[m] + sum over lines and taps t of
 //               line.weight[m * weight_output + t * weight_step] * line.source[j + t * step]
 //
-// for kOutputs target channels m and `count` times kVectors vectors of columns; without a start, what is in out takes
-// its place. Offsets are added to the pointers of all lines.
+// for kOutputs target channels m and kVectors vectors of columns j; without a start, what is in out takes its place.
+// Offsets are added to the pointers of all lines, and again for each of `count` register tiles.
 template <class A>
 struct Products {
   const TapLine<A>* lines;
@@ -63,11 +63,16 @@ inline __attribute__((always_inline)) void add_tap(const A* source, const A* wei
   }
 }
 
+// From one register tile to the next.
+struct TileStep {
+  int64_t source, weight, out;
+};
+
 template <class A, int kOutputs, int kVectors>
-__attribute__((noinline)) void add_products(const Products<A>& products, int64_t column, int64_t count) {
+__attribute__((noinline)) void add_products(const Products<A>& products, int64_t count, TileStep step) {
   constexpr int64_t L = kLanes<A>;
-  const Products<A> p = products;  // else the compiler must assume that every vector it stores changes the numbers here
-  for (; count > 0; --count, column += kVectors * L) {
+  Products<A> p = products;  // else the compiler must assume that every vector it stores changes the numbers here
+  for (; count > 0; --count) {
     Vec<A> sum[kOutputs][kVectors];
     TORCH_EXT_UNROLL
     for (int m = 0; m < kOutputs; ++m) {
@@ -76,12 +81,12 @@ __attribute__((noinline)) void add_products(const Products<A>& products, int64_t
       for (int v = 0; v < kVectors; ++v) sum[m][v] = first;
     }
     for (const TapLine<A>*line = p.lines, *const end = line + p.line_count; line < end; ++line) {
-      const A* source = line->source + p.source_offset + column;
+      const A* source = line->source + p.source_offset;
       const A* weight = line->weight + p.weight_offset;
       for (int64_t t = line->taps; t > 0; --t, source += p.step, weight += p.weight_step)
         add_tap<A, kOutputs, kVectors>(source, weight, p.weight_output, sum);
     }
-    A* out = p.out + column;
+    A* out = p.out;
     TORCH_EXT_UNROLL
     for (int m = 0; m < kOutputs; ++m, out += p.out_pitch) {
       if (!p.start) {
@@ -91,6 +96,9 @@ __attribute__((noinline)) void add_products(const Products<A>& products, int64_t
       TORCH_EXT_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[m][v].store(out + v * L);
     }
+    p.source_offset += step.source;
+    p.weight_offset += step.weight;
+    p.out += step.out;
   }
 }
 
@@ -102,10 +110,30 @@ void add_products(const Products<A>& p, int64_t outputs, int64_t row_vectors) {
     const int64_t tiles = ceil_div(row_vectors, kMost), vectors = ceil_div(row_vectors, tiles);
     const int64_t whole = row_vectors - tiles * (vectors - 1);  // tiles of so many; the others have one fewer
     with_count<kMost>(vectors, [&]<int kVectors>() {
-      add_products<A, kOutputs, kVectors>(p, 0, whole);
-      if constexpr (kVectors > 1)
-        if (whole < tiles) add_products<A, kOutputs, kVectors - 1>(p, whole * kVectors * kLanes<A>, tiles - whole);
+      constexpr int64_t kColumns = kVectors * kLanes<A>, kFewer = kColumns - kLanes<A>;
+      add_products<A, kOutputs, kVectors>(p, whole, {kColumns, 0, kColumns});
+      if constexpr (kVectors > 1) {
+        Products<A> rest = p;
+        rest.source_offset += whole * kColumns;
+        rest.out += whole * kColumns;
+        if (whole < tiles) add_products<A, kOutputs, kVectors - 1>(rest, tiles - whole, {kFewer, 0, kFewer});
+      }
     });
+  });
+}
+
+// `rows` rows of `vectors` vectors that all have the same source.
+template <class A>
+void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
+  with_count<3>(vectors, [&]<int kVectors>() {
+    constexpr int kMost = std::min<int>(static_cast<int>(kMaxSums) / kVectors, static_cast<int>(kMaxOutputs));
+    const int64_t tiles = rows / kMost, rest = rows % kMost;
+    if (tiles > 0) add_products<A, kMost, kVectors>(p, tiles, {0, kMost * p.weight_output, kMost * p.out_pitch});
+    if (rest == 0) return;
+    Products<A> last = p;
+    last.weight_offset += tiles * kMost * p.weight_output;
+    last.out += tiles * kMost * p.out_pitch;
+    with_count<kMost>(rest, [&]<int kRows>() { add_products<A, kRows, kVectors>(last, 1, {0, 0, 0}); });
   });
 }
 

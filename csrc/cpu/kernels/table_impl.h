@@ -7,6 +7,7 @@
 #include "direct_gradients.h"
 #include "grad_strips.h"
 #include "gradients.h"
+#include "pixels.h"
 #include "pointwise_gradients.h"
 #include "strips.h"
 #include "weights.h"
@@ -76,6 +77,11 @@ struct DirectConv {
     DirectGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
     for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
   }
+  static void pixels(const PixelPlan& plan, View<const T> source, const A* weight, View<T> target, Range items,
+                     A* scratch) {
+    Pixels<T> kernel(plan, source, weight, target, scratch);
+    for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
+  }
   static void pointwise_grad_weight(const PointwiseGradPlan& plan, View<const T> grad_output, View<const T> input,
                                     A* partial_sums, Range items, A* scratch) {
     PointwiseGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
@@ -86,6 +92,8 @@ struct DirectConv {
     return {.correlate = correlate,
             .grad_weight = grad_weight,
             .add_grad_weight = add_direct_grad_weight<T>,
+            .pack_panels = pack_panels<T>,
+            .pixels = pixels,
             .pointwise_grad_weight = pointwise_grad_weight,
             .add_pointwise_grad_weight = add_pointwise_grad_weight<T>};
   }

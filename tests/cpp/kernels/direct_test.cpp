@@ -60,12 +60,13 @@ TEST_P(Direct, Pointwise) {
   for (int64_t inputs : {3, 4, 8, 13, 24, 58, 130})
     for (int64_t outputs : {2, 7, 16, 70})
       for (int64_t groups : {1, 3}) {
-        Case c = groups_of(groups, inputs, outputs, std::array{1, 5, 9, 13}[i % 4], 1);
+        Case c = groups_of(groups, inputs, outputs, std::array{1, 5, 9, 13}[i / 2 % 4], 1);
         c.batch = 1 + i % 2;
         c.input_layout = kLayouts[i % 4];
         c.output_layout = kLayouts[(i + i / 8) % 3];
         c.weight_layout = kLayouts[i / 2 % 3];
         if (i % 3 == 0) c.stride = {1 + i % 2, 2}, c.padding = {1, 0, i % 4, 1};
+        else if (i % 2) c.input_layout = c.output_layout = Layout::kChannelsLast;
         ++i;
         check_direct(c);
       }

@@ -238,6 +238,14 @@ struct Runner {
       auto to = target->mutable_view();
       Geometry merged = g;
       transposed ? cpu::merge_axes(&merged, &to, &from) : cpu::merge_axes(&merged, &from, &to);
+      if (cpu::has_pixels<T>(merged, transposed, cpu::layout(from), cpu::layout(to))) {
+        const auto plan = cpu::plan_pixels<T>(merged, transposed);
+        Buffer<Acc<T>> packed(plan.weight_size());
+        kernels.direct.pack_panels(plan, weight.view(), bias, packed.data);
+        run(plan,
+            [&](Range items, Acc<T>* scratch) { kernels.direct.pixels(plan, from, packed.data, to, items, scratch); });
+        return;
+      }
       const auto plan = cpu::plan_direct<T>(merged, transposed, cpu::layout(from), cpu::layout(to));
       Tensor<Acc<T>> wide(Sizes(weight.sizes, weight.sizes + 5), Layout::kContiguous);
       wide.for_each([&](auto... i) { wide.at(i...) = static_cast<Acc<T>>(to_double(weight.at(i...))); });
