@@ -151,7 +151,7 @@ def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str) ->
     name = family(layer)
     if dtype != "float32":
         if layer.op not in ("depthwise", "transposed"):
-            return {"ratio": 2.0}
+            return {"ratio": 2.0 if dtype != "float64" or layer.groups >= 32 else 0.95}
         ratios, share = FLOAT64 if dtype == "float64" else HALF
         return {"ratio": ratios[layout], "of_float32": share}
     channels_last, contiguous, roofline = FLOORS[name]

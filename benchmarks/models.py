@@ -18,7 +18,10 @@ FLOORS = {
     "convnext_tiny": (1.08, 1.08),
 }
 BFLOAT16_FLOORS = {"mobilenet_v2": 5.0, "mobilenet_v3_large": 5.0, "convnext_tiny": 1.05}
-TORCHVISION = (*FLOORS, "shufflenet_v2_x1_0")
+TORCHVISION = (
+    *FLOORS,
+    *("shufflenet_v2_x1_0", "resnext50_32x4d", "regnet_y_400mf", "regnet_x_3_2gf", "deeplabv3_resnet50"),
+)
 BLOCKS = ("x3d_block", "conformer_block")
 
 
@@ -37,7 +40,14 @@ def build(name: str):
     if name == "conformer_block":  # the convolution module of a Conformer
         layers = [nn.Conv1d(512, 1024, 1), nn.GLU(1), nn.Conv1d(512, 512, 31, padding=15, groups=512)]
         return nn.Sequential(*layers, nn.BatchNorm1d(512), nn.SiLU(), nn.Conv1d(512, 512, 1)), (512, 512)
+    if name == "deeplabv3_resnet50":
+        return torchvision.models.segmentation.deeplabv3_resnet50(weights_backbone=None), (3, 224, 224)
     return getattr(torchvision.models, name)(), (3, 224, 224)
+
+
+def output(result):
+    """The tensor of a model's result: torchvision's segmentation models wrap it."""
+    return result["out"] if isinstance(result, dict) else result
 
 
 def main() -> None:
@@ -79,12 +89,12 @@ def main() -> None:
                 ours = torch_ext.convert(copy.deepcopy(plain))
                 x = torch.randn(options.batch, *shape, dtype=getattr(torch, dtype)).to(**kind)
                 with torch.no_grad():
-                    expected, actual = plain.eval()(x).float(), ours.eval()(x).float()
+                    expected, actual = (output(model.eval()(x)).float() for model in (plain, ours))
                 assert (expected - actual).abs().max() <= 0.05 * expected.abs().max(), name
 
                 def train(model: torch.nn.Module) -> None:
                     model.train().zero_grad()
-                    model(x).float().square().mean().backward()
+                    output(model(x)).float().square().mean().backward()
 
                 def infer(model: torch.nn.Module) -> None:
                     with torch.inference_mode():

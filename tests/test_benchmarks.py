@@ -14,6 +14,7 @@ sys.path.insert(0, str(BENCHMARKS))
 pytest.importorskip("matplotlib", reason="the benchmarks need the demo's packages")
 
 import bench  # noqa: E402
+import guard  # noqa: E402
 import layers  # noqa: E402
 import problems  # noqa: E402
 
@@ -61,6 +62,20 @@ def test_floors_decide_the_exit_code(monkeypatch: pytest.MonkeyPatch, floor: flo
             bench.main()
     finally:
         torch.set_num_threads(threads)
+
+
+def test_guard() -> None:
+    result = run("guard.py", "--shapes", "2", "--seconds", "0", "--seed", "3")
+    assert "2 shapes, 12 passes, all as in float64" in result.stdout, result.stderr
+    assert result.returncode == int("0 below the guard" not in result.stdout)
+
+
+def test_random_layers_depend_on_the_seed_alone() -> None:
+    first, again, other = (list(guard.random_layers(seed, 40)) for seed in (0, 0, 1))
+    assert first == again != other
+    for layer, batch in first:
+        assert min(layer.out_spatial) > 0 and layer.flops(batch) <= guard.MAX_FLOPS
+        assert layer.in_channels % layer.groups == layer.out_channels % layer.groups == 0
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ class Direct {
 
   // Adds the listed products to the sums of all targets: few enough for a sum to stay exact.
   void multiply(int64_t f) {
-    Products<A> p;
+    Products<A> p{};
     p.lines = list_;
     p.line_count = lines_;
     p.step = terms_at_once_ > 1 ? plan_.rows.term_size() : plan_.rows.step;
@@ -177,7 +177,7 @@ class Direct {
         A start[kMaxOutputs];
         for (int64_t m = 0; m < size(outputs); ++m)
           start[m] = bias_ ? widen(bias_[(first_group_ + g) * plan_.targets + in_group + m]) : 0;
-        p.start = has_sums_ ? nullptr : start;
+        p.start_outputs = has_sums_ ? nullptr : start;
         p.source_offset = g * plan_.rows.group_size();
         p.weight_offset = (first_group_ + g) * weight_group_ + in_group * weight_target_;
         p.out = sums_ + f * plan_.phase_size() + (g * targets + outputs.begin) * p.out_pitch;
@@ -193,6 +193,7 @@ class Direct {
     const int64_t stride = plan_.axes[2].phases * column, size_of = plan_.phases * plan_.phase_size();
     T* to = target_.at(box_.n.begin, first_group_ * plan_.targets + targets_.begin) + d * target_.spatial[0] +
             h * target_.spatial[1] + first_column_ * column;
+    prefetch_row<true>(target_, to + targets * target_.c, targets, plan_.phases * count_[0]);
     if (plan_.phases == 2 && column == 1) {
       for (int64_t c = 0; c < targets; ++c) {
         const A* const from = sums_ + c * size_of;

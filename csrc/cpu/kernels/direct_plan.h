@@ -226,7 +226,7 @@ struct PixelPlan {
   int64_t scratch_size() const { return source_size() + target_size(); }
 };
 
-inline constexpr int64_t kPixels = 64;
+inline constexpr int64_t kPixels = 24;
 inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them
 
 // For a geometry whose axes are merged.
@@ -287,7 +287,7 @@ bool has_pointwise_grad(const ConvGeometry<int64_t>& g) {
 }
 
 template <class T>
-PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g) {
+PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output) {
   PointwiseGradPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
   p.batch = g.batch;
@@ -297,7 +297,10 @@ PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g) {
   p.inputs = g.in_per_group();
   p.output_chunks = ceil_div(p.outputs, kMaxTargets);
   p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  p.columns = std::min(g.out[2], kMaxColumns);
+  // What lies at columns far apart shares the cache with the inputs.
+  const int64_t pixel_bytes = grad_output.column * static_cast<int64_t>(sizeof(T));
+  const int64_t columns = std::clamp<int64_t>(detail::pixels_in_cache(pixel_bytes) / 2, 32, kMaxColumns);
+  p.columns = std::min(g.out[2], grad_output.column == 1 ? kMaxColumns : columns);
   p.packs_outputs = !std::same_as<T, Acc<T>>;
   const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);

@@ -104,6 +104,18 @@ void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
 }
 
+// Brings a row of neighbouring channels to the L2 cache.
+template <bool kWrite, class T, class Row>
+void prefetch_row(const View<T>& view, const Row* row, int64_t channels, int64_t columns) {
+  const auto prefetch = [](const Row* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += kLine<Row>) __builtin_prefetch(from + i, kWrite, 2);
+  };
+  if (view.spatial[2] == 1)
+    for (int64_t c = 0; c < channels; ++c) prefetch(row + c * view.c, columns);
+  else if (view.c == 1)
+    for (int64_t j = 0; j < columns; ++j) prefetch(row + j * view.spatial[2], channels);
+}
+
 // A ring of packed source rows, [depth slot][row slot][group][term][line][column]: a direct-mapped cache. Rows that the
 // taps of one target row need have different slots, and rows are visited in an order in which each is packed once per
 // tile and block of taps.
@@ -135,6 +147,7 @@ class LineRing {
     if (tags_[slot] == tag) return packed;
     tags_[slot] = tag;
     const T* row = image_ + d.source * source_.spatial[0] + h.source * source_.spatial[1] + terms_.begin * source_.c;
+    prefetch_row<false>(source_, row + groups_ * rows_.terms * source_.c, groups_ * rows_.terms, axes_[2].source);
     // If a block has all terms, its channels are neighbours throughout.
     const bool all = size(terms_) == rows_.terms;
     const int64_t runs = all ? 1 : groups_, channels = all ? groups_ * rows_.terms : size(terms_);

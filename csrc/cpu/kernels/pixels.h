@@ -88,10 +88,9 @@ class Pixels {
           p.out = target;
           p.out_pitch = count > 1 ? target_.spatial[2] : 0;
         }
-      for (int64_t j = 0; j < count; ++j)
-        for (int64_t v = 0; v < p.step; v += L) Vec<A>::load(bias + v).store(p.out + j * p.out_pitch + v);
       for (int64_t r = 0; r < plan_.terms; r += kTapsPerSum) {  // a sum starts from zero again, to stay exact
         lines[0] = {weight + r * p.step, from + r, std::min(kTapsPerSum, plan_.terms - r)};
+        p.start_columns = r == 0 ? bias : nullptr;
         add_product_rows(p, count, size(vectors));
       }
       if (plan_.packs_target) {

@@ -40,8 +40,8 @@ class PointwiseGradWeight {
     inputs_ = part(plan_.inputs, plan_.input_chunks, block % plan_.input_chunks);
     pitch_ = ceil_div(size(inputs_), L) * L;
     fill_zero(sums_, size(outputs_) * pitch_);
-    fill_zero(totals_, 2 * size(outputs_) * pitch_);
     summed_ = 0;
+    has_totals_ = false;
     // Positions that meet the padding have no part in it.
     const auto inside = [&](int axis, Range range) {
       const Axis& a = plan_.axes[axis];
@@ -57,12 +57,14 @@ class PointwiseGradWeight {
             const Range tile = part(size(columns), tiles, i);
             sum(n, d, h, {columns.begin + tile.begin, columns.begin + tile.end});
           }
-    add_to_totals();
-    store_totals(partial_sums_ + slice * plan_.slice_size());
+    if (has_totals_) add_to_totals();
+    store_sums(partial_sums_ + slice * plan_.slice_size());
   }
 
  private:
   void add_to_totals() {
+    if (!has_totals_) fill_zero(totals_, 2 * size(outputs_) * pitch_);
+    has_totals_ = true;
     for (int64_t i = 0; i < size(outputs_) * pitch_; i += L) add_short_sum(sums_ + i, totals_ + 2 * i);
     summed_ = 0;
   }
@@ -107,12 +109,14 @@ class PointwiseGradWeight {
   }
 
   // partial[output][input]
-  void store_totals(A* partial) const {
+  void store_sums(A* partial) const {
+    const A* const sums = has_totals_ ? totals_ : sums_;
+    const int64_t step = has_totals_ ? 2 : 1;
     for (int64_t c = 0; c < size(outputs_); ++c)
       for (int64_t r = 0; r < size(inputs_); r += L) {
         const int64_t output = group_ * plan_.outputs + outputs_.begin + c;
-        const auto total = Vec<A>::load(totals_ + 2 * (c * pitch_ + r));
-        store_partial(partial + output * plan_.inputs + inputs_.begin + r, total, std::min(L, size(inputs_) - r));
+        store_partial(partial + output * plan_.inputs + inputs_.begin + r, Vec<A>::load(sums + step * (c * pitch_ + r)),
+                      std::min(L, size(inputs_) - r));
       }
   }
 
@@ -128,6 +132,7 @@ class PointwiseGradWeight {
   Range outputs_, inputs_;
   int64_t pitch_;   // of a row of sums, of a pixel
   int64_t summed_;  // positions since the sums were last added to the totals
+  bool has_totals_;
 };
 
 template <class T>

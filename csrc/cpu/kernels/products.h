@@ -19,18 +19,19 @@ struct TapLine {
   int64_t taps;
 };
 
-//   out[m][j] = start[m] + sum over lines and taps t of
+//   out[m][j] = start + sum over lines and taps t of
 //               line.weight[m * weight_output + t * weight_step] * line.source[j + t * step]
 //
-// for kOutputs target channels m and kVectors vectors of columns j; without a start, what is in out takes its place.
-// Offsets are added to the pointers of all lines, and again for each of `count` register tiles.
+// for kOutputs target channels m and kVectors vectors of columns j, where start is start_outputs[m], start_columns[j]
+// or, without either, what is in out. Offsets are added to the pointers of all lines, and again for each of `count`
+// register tiles.
 template <class A>
 struct Products {
   const TapLine<A>* lines;
   int64_t line_count;
   int64_t source_offset, step;
   int64_t weight_offset, weight_step, weight_output;
-  const A* start;  // or null
+  const A *start_outputs, *start_columns;  // or null
   A* out;
   int64_t out_pitch;
 };
@@ -76,9 +77,14 @@ __attribute__((noinline)) void add_products(const Products<A>& products, int64_t
     Vec<A> sum[kOutputs][kVectors];
     TORCH_EXT_UNROLL
     for (int m = 0; m < kOutputs; ++m) {
-      const auto first = p.start ? Vec<A>::broadcast(p.start[m]) : Vec<A>::zero();
+      const auto first = p.start_outputs ? Vec<A>::broadcast(p.start_outputs[m]) : Vec<A>::zero();
       TORCH_EXT_UNROLL
       for (int v = 0; v < kVectors; ++v) sum[m][v] = first;
+    }
+    if (p.start_columns) {
+      TORCH_EXT_UNROLL
+      for (int i = 0; i < kOutputs * kVectors; ++i)
+        sum[i / kVectors][i % kVectors] = Vec<A>::load(p.start_columns + i % kVectors * L);
     }
     for (const TapLine<A>*line = p.lines, *const end = line + p.line_count; line < end; ++line) {
       const A* source = line->source + p.source_offset;
@@ -89,7 +95,7 @@ __attribute__((noinline)) void add_products(const Products<A>& products, int64_t
     A* out = p.out;
     TORCH_EXT_UNROLL
     for (int m = 0; m < kOutputs; ++m, out += p.out_pitch) {
-      if (!p.start) {
+      if (!p.start_outputs && !p.start_columns) {
         TORCH_EXT_UNROLL
         for (int v = 0; v < kVectors; ++v) sum[m][v] = Vec<A>::load(out + v * L) + sum[m][v];
       }

@@ -86,8 +86,15 @@ inline __m256i first_lanes(double, int64_t n) {
 }
 inline Vec<float> load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(0.f, n))}; }
 inline Vec<double> load_partial(const double* p, int64_t n) { return {_mm256_maskload_pd(p, first_lanes(0., n))}; }
-inline void store_partial(float* p, Vec<float> x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v); }
-inline void store_partial(double* p, Vec<double> x, int64_t n) { _mm256_maskstore_pd(p, first_lanes(0., n), x.v); }
+// A masked store takes much longer than a whole one.
+inline void store_partial(float* p, Vec<float> x, int64_t n) {
+  if (n >= 8) x.store(p);
+  else _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v);
+}
+inline void store_partial(double* p, Vec<double> x, int64_t n) {
+  if (n >= 4) x.store(p);
+  else _mm256_maskstore_pd(p, first_lanes(0., n), x.v);
+}
 
 inline Vec<float> load_masked(const float* p, const int32_t* mask) {
   return {_mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(mask)))};

@@ -271,8 +271,7 @@ void sum_lanes(const A* vectors, int64_t step, int64_t count, A* to) {
     for (int64_t i = 0; i < L; ++i) square[i] = t + i < count ? Vec<A>::load(vectors + (t + i) * step) : Vec<A>::zero();
     transpose(square);
     for (int64_t i = 1; i < L; ++i) square[0] = square[0] + square[i];
-    if (count - t >= L) square[0].store(to + t);
-    else store_partial(to + t, square[0], count - t);
+    store_partial(to + t, square[0], std::min(L, count - t));
   }
 }
 
