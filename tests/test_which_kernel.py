@@ -57,6 +57,7 @@ def test_groups(isa: str, n: int, output: str) -> None:
         for sizes in ((2, 2, 2), (4, 15, 15), (32, 4, 16), (3, 40, 8)):
             assert grouped(n, dtype, output, sizes) == ours
         assert grouped(n, dtype, output, (2, 16, 16)) == (ATEN if dtype == F32 else ours)
+        assert grouped(n, dtype, output, (2, 16, 16), k={1: 64, 2: 8, 3: 4}[n], size=70) == ours
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

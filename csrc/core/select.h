@@ -14,11 +14,12 @@
 //   groups of 2 to 15 c       scalar, AVX2      direct               direct       direct
 //                             AVX-512           PyTorch              direct       PyTorch, float16 direct
 //   wider groups              any               PyTorch              direct       as dense
-//   few channels, one tap d   scalar, AVX2      direct               PyTorch      direct
+//     of many taps d          scalar, AVX2      direct               direct       direct
+//   few channels, one tap e   scalar, AVX2      direct               PyTorch      direct
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
-//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d is_narrow_pointwise
+//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d has_long_kernels  e is_narrow_pointwise
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
@@ -51,7 +52,13 @@ bool has_narrow_groups(const ConvGeometry<Int>& g) {
   return g.groups > 1 && !is_depthwise(g) && (g.in_per_group() < 16 || g.out_per_group() < 16);
 }
 
-// Likewise for kernels of one tap, dense.
+// Groups of many taps, as in HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak there.
+template <class Int>
+bool has_long_kernels(const ConvGeometry<Int>& g) {
+  return g.groups > 1 && g.kernel[0] * g.kernel[1] * g.kernel[2] >= 64;
+}
+
+// Dense, of one tap and few channels.
 template <class Int>
 bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
   if (g.groups != 1 || g.kernel[0] != 1 || g.kernel[1] != 1 || g.kernel[2] != 1) return false;
@@ -61,7 +68,7 @@ bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
 // Whether PyTorch's kernel is the one for sure, as far as channels tell: in 16 bit that depends on the instruction set.
 template <class Int>
 bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
-  if (is_depthwise(g) || has_narrow_groups(g)) return false;
+  if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g)) return false;
   if (dtype == DType::kFloat64) return g.groups == 1;
   return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
 }

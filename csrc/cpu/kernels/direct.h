@@ -140,7 +140,17 @@ class Direct {
                              weight_.data + (td.tap * axes[1].kernel + th.tap) * axes[2].kernel * tap, 0};
 
     const bool single = plan_.rows.tiling.single;
+    T* const to = target_.at(box_.n.begin, first_group_ * plan_.targets + targets_.begin) + d * target_.spatial[0] +
+                  h * target_.spatial[1] + first_column_ * target_.spatial[2];
     sums_ = tile_ + (single ? 0 : ((d - box_.d.begin) * size(box_.h) + h - box_.h.begin) * plan_.tile_row_size());
+    sums_pitch_ = plan_.phases * plan_.phase_size();
+    bool in_place = false;
+    if constexpr (std::is_same_v<T, A>)  // whole vectors of adjacent columns: the target itself takes the sums
+      if (single && plan_.axes[2].phases == 1 && target_.spatial[2] == 1 && count_[0] % L == 0) {
+        in_place = true;
+        sums_ = to;
+        sums_pitch_ = target_.c;
+      }
     for (int64_t f = 0; f < plan_.phases; ++f) {
       if (count_[f] == 0) continue;
       has_sums_ = !first_block_;
@@ -157,7 +167,7 @@ class Direct {
           }
       if (lines_ > 0 || !has_sums_) multiply(f);
     }
-    if (last_block_) unpack(d, h);
+    if (last_block_ && !in_place) unpack(to);
   }
 
   // Adds the listed products to the sums of all targets: few enough for a sum to stay exact.
@@ -168,7 +178,7 @@ class Direct {
     p.step = terms_at_once_ > 1 ? plan_.rows.term_size() : plan_.rows.step;
     p.weight_step = terms_at_once_ > 1 ? weight_term_ : weight_step_ * weight_.spatial[2];
     p.weight_output = weight_target_;
-    p.out_pitch = plan_.phases * plan_.phase_size();
+    p.out_pitch = sums_pitch_;
     const int64_t targets = size(targets_), tiles = ceil_div(targets, plan_.outputs);
     for (int64_t g = 0; g < groups_; ++g)
       for (int64_t i = 0; i < tiles; ++i) {
@@ -188,11 +198,9 @@ class Direct {
   }
 
   // The sums of a target row, rounded, to where they belong.
-  void unpack(int64_t d, int64_t h) const {
+  void unpack(T* to) const {
     const int64_t targets = groups_ * size(targets_), column = target_.spatial[2];
     const int64_t stride = plan_.axes[2].phases * column, size_of = plan_.phases * plan_.phase_size();
-    T* to = target_.at(box_.n.begin, first_group_ * plan_.targets + targets_.begin) + d * target_.spatial[0] +
-            h * target_.spatial[1] + first_column_ * column;
     prefetch_row<true>(target_, to + targets * target_.c, targets, plan_.phases * count_[0]);
     if (plan_.phases == 2 && column == 1) {
       for (int64_t c = 0; c < targets; ++c) {
@@ -231,6 +239,7 @@ class Direct {
   int64_t first_run_[kMaxGroup + 1], count_[kMaxGroup];  // of each phase: its first run, its columns
   // Of the current row
   A* sums_;
+  int64_t sums_pitch_;
   bool has_sums_;
   TapLine<A> list_[kTapsPerSum + 1];
   int64_t lines_, taps_;

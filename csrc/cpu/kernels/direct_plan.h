@@ -228,13 +228,16 @@ struct PixelPlan {
 
 inline constexpr int64_t kPixels = 24;
 inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them
+inline constexpr int64_t kMaxPixelTerms = 1 << 13;
 
 // For a geometry whose axes are merged.
 template <class T>
 bool has_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
   const bool one_tap = kernel_taps(g) == 1 && g.in[2] == g.out[2] && g.stride[2] == 1 && g.pad_before[2] == 0;
-  return one_tap && g.in[0] * g.in[1] * g.out[0] * g.out[1] == 1 && source.channel == 1 && target.channel == 1 &&
-         (transposed ? g.in_per_group() : g.out_per_group()) >= kLanes<Acc<T>>;
+  const bool one_row = g.in[0] * g.in[1] * g.out[0] * g.out[1] == 1;
+  if (!one_tap || !one_row || source.channel != 1 || target.channel != 1) return false;
+  return (transposed ? g.in_per_group() : g.out_per_group()) >= kLanes<Acc<T>> &&
+         (transposed ? g.out_per_group() : g.in_per_group()) <= kMaxPixelTerms;
 }
 
 template <class T>
@@ -259,7 +262,7 @@ struct PointwiseGradPlan {
   int64_t groups, outputs, inputs;      // of a group
   int64_t output_chunks, input_chunks;  // of a group's; a block has one of each
   int64_t columns;                      // whose products are summed in registers
-  bool packs_outputs;                   // grad_output has to be widened
+  bool packs_outputs;                   // grad_output, too, is copied
   Parts parts;
 
   int64_t blocks() const { return groups * output_chunks * input_chunks; }
@@ -267,12 +270,11 @@ struct PointwiseGradPlan {
   int64_t block_outputs() const { return ceil_div(outputs, output_chunks); }
   int64_t block_inputs() const { return ceil_div(ceil_div(inputs, input_chunks), lanes) * lanes; }
   // In elements. In scratch lie a short sum for each weight of a block, a total and its error; the inputs of some
-  // columns, and lines of grad_output.
+  // columns, and their outputs.
   int64_t sums() const { return block_outputs() * block_inputs(); }
-  int64_t pixels_size() const { return columns * block_inputs(); }
-  int64_t line_size() const { return columns + lanes; }
-  int64_t lines_size() const { return packs_outputs ? block_outputs() * line_size() : 0; }
-  int64_t scratch_size() const { return 3 * sums() + pixels_size() + lines_size(); }
+  int64_t inputs_size() const { return columns * block_inputs(); }
+  int64_t outputs_size() const { return packs_outputs ? columns * ceil_div(block_outputs(), lanes) * lanes : 0; }
+  int64_t scratch_size() const { return 3 * sums() + inputs_size() + outputs_size(); }
   int64_t slice_size() const { return groups * outputs * inputs; }
   int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
@@ -297,11 +299,9 @@ PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g, Lay
   p.inputs = g.in_per_group();
   p.output_chunks = ceil_div(p.outputs, kMaxTargets);
   p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  // What lies at columns far apart shares the cache with the inputs.
-  const int64_t pixel_bytes = grad_output.column * static_cast<int64_t>(sizeof(T));
-  const int64_t columns = std::clamp<int64_t>(detail::pixels_in_cache(pixel_bytes) / 2, 32, kMaxColumns);
-  p.columns = std::min(g.out[2], grad_output.column == 1 ? kMaxColumns : columns);
-  p.packs_outputs = !std::same_as<T, Acc<T>>;
+  p.columns = std::min(g.out[2], kMaxColumns);
+  // Channels of one pixel after the other would share few sets of the L1 cache.
+  p.packs_outputs = !std::same_as<T, Acc<T>> || grad_output.channel == 1;
   const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
   p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.blocks())), g.batch, g.out);

@@ -70,15 +70,12 @@ inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64
          8 * w.target >= 6 * lanes * ceil_div(w.target, lanes);
 }
 
-// Lines of pixels that stay in the L1 cache together: those that are a large power of two apart share few of its sets.
-inline int64_t pixels_in_cache(int64_t pixel_bytes) {
-  constexpr int64_t kSets = 64, kWays = 8, kLineBytes = 64;
-  return kSets / std::gcd(kSets, std::max<int64_t>(1, pixel_bytes / kLineBytes)) * kWays;
-}
-
-// Columns whose source and target rows stay in the L1 cache together, in a strip of channels.
+// Columns whose source and target rows stay in the L1 cache together, in a strip of channels. Pixels that are a large
+// power of two apart share few of its sets.
 inline int64_t columns_in_cache(const Axis& h, int64_t pixel_bytes) {
-  return pixels_in_cache(pixel_bytes) / (kStripRows + (kStripRows - 1) * h.row_step() + h.kernel);
+  constexpr int64_t kSets = 64, kWays = 8, kLineBytes = 64;
+  const int64_t sets = kSets / std::gcd(kSets, std::max<int64_t>(1, pixel_bytes / kLineBytes));
+  return sets * kWays / (kStripRows + (kStripRows - 1) * h.row_step() + h.kernel);
 }
 
 // Channels as lanes: neighbouring target rows meet source rows that are one or two steps of the kernel's rows apart.

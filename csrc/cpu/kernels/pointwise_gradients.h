@@ -7,9 +7,9 @@
 // with first as in direct.h: for each group a matrix product over positions.
 //
 // An item is one block of the outputs and inputs of a group and one slice of the positions. Lanes are inputs, which are
-// copied so that those of a position lie side by side; grad_output is read as it lies, one number for all lanes. Sums
-// are added as in direct_gradients.h.
-#include "lines.h"
+// copied so that those of a position lie side by side; of grad_output one number is read for all lanes, where it lies
+// or from such a copy. Sums are added as in direct_gradients.h.
+#include "pack.h"
 #include "products.h"
 #include "tiles.h"
 
@@ -29,8 +29,8 @@ class PointwiseGradWeight {
         partial_sums_(partial_sums),
         sums_(scratch),
         totals_(sums_ + plan.sums()),
-        pixels_(totals_ + 2 * plan.sums()),
-        lines_(pixels_ + plan.pixels_size()) {}
+        packed_inputs_(totals_ + 2 * plan.sums()),
+        packed_outputs_(packed_inputs_ + plan.inputs_size()) {}
 
   void item(int64_t index) {
     const int64_t block = index % plan_.blocks(), slice = index / plan_.blocks();
@@ -75,26 +75,22 @@ class PointwiseGradWeight {
     if (summed_ > kShortSum) add_to_totals();
     const Triple<Axis>& axes = plan_.axes;
     const auto source = [&](int axis, int64_t position) { return axes[axis].phase(0).source(position, 0); };
-    const T* input = input_.at(n, group_ * plan_.inputs + inputs_.begin) + source(0, d) * input_.spatial[0] +
-                     source(1, h) * input_.spatial[1] + source(2, columns.begin) * input_.spatial[2];
-    const int64_t stride = count > 1 ? axes[2].stride * input_.spatial[2] : 0;
-    for (int64_t v = 0; v < pitch_; v += L)
-      pack_columns(input + v * input_.c, stride, Lanes<A>(0, size(inputs_) - v, {1, 1}, input_.c), count, pixels_ + v,
-                   pitch_);
+    const T* const input = input_.at(n, group_ * plan_.inputs + inputs_.begin) + source(0, d) * input_.spatial[0] +
+                           source(1, h) * input_.spatial[1] + source(2, columns.begin) * input_.spatial[2];
+    pack(input, input_.c, axes[2].stride * input_.spatial[2], size(inputs_), count, packed_inputs_);
 
     const T* const outputs = grad_output_.at(n, group_ * plan_.outputs + outputs_.begin) + d * grad_output_.spatial[0] +
                              h * grad_output_.spatial[1] + columns.begin * grad_output_.spatial[2];
     Products<A> p{};
-    TapLine<A> line{pixels_, nullptr, count};
-    p.weight_output = grad_output_.c;
-    p.weight_step = grad_output_.spatial[2];
-    if constexpr (std::is_same_v<T, A>) {
+    TapLine<A> line{packed_inputs_, packed_outputs_, count};
+    p.weight_output = 1;
+    p.weight_step = ceil_div(size(outputs_), L) * L;
+    if (plan_.packs_outputs) {
+      pack(outputs, grad_output_.c, grad_output_.spatial[2], size(outputs_), count, packed_outputs_);
+    } else if constexpr (std::is_same_v<T, A>) {
       line.weight = outputs;
-    } else {
-      line.weight = lines_;
-      p.weight_output = plan_.line_size();
-      p.weight_step = 1;
-      pack_lines(outputs, grad_output_, size(outputs_), count, {0, count}, 1, lines_, plan_.line_size());
+      p.weight_output = grad_output_.c;
+      p.weight_step = grad_output_.spatial[2];
     }
     p.lines = &line;
     p.line_count = 1;
@@ -106,6 +102,13 @@ class PointwiseGradWeight {
       p.out = sums_ + tile.begin * pitch_;
       add_products(p, size(tile), pitch_ / L);
     }
+  }
+
+  // The channels of each column side by side, zeros up to a whole vector.
+  static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed) {
+    for (int64_t v = 0; v < channels; v += L)
+      pack_columns(from + v * channel, count > 1 ? column : 0, Lanes<A>(0, channels - v, {1, 1}, channel), count,
+                   packed + v, ceil_div(channels, L) * L);
   }
 
   // partial[output][input]
@@ -123,10 +126,10 @@ class PointwiseGradWeight {
   const PointwiseGradPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  A* const sums_;    // [output][input], of about kShortSum positions
-  A* const totals_;  // of sums, with the rounding error so far
-  A* const pixels_;  // [column][input]
-  A* const lines_;   // [output][column]
+  A* const sums_;            // [output][input], of about kShortSum positions
+  A* const totals_;          // of sums, with the rounding error so far
+  A* const packed_inputs_;   // [column][input]
+  A* const packed_outputs_;  // [column][output]
 
   int64_t group_;
   Range outputs_, inputs_;
