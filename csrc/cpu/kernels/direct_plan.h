@@ -65,7 +65,9 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
                             int64_t phases, int64_t max_block) {
   const Axis& w = axes[2];
   const int64_t common = std::gcd(w.stride, w.dilation);
-  PackedRows p{.groups = groups, .terms = terms};
+  PackedRows p;
+  p.groups = groups;
+  p.terms = terms;
   p.stride = w.source_stride();
   p.period = w.transposed ? 1 : w.stride / common;
   p.step = w.transposed ? -w.unit : w.dilation / common;
@@ -243,7 +245,11 @@ bool has_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, 
 template <class T>
 PixelPlan plan_pixels(const ConvGeometry<int64_t>& g, bool transposed) {
   using A = Acc<T>;
-  PixelPlan p{.transposed = transposed, .batch = g.batch, .positions = g.in[2], .lanes = kLanes<A>};
+  PixelPlan p;
+  p.transposed = transposed;
+  p.batch = g.batch;
+  p.positions = g.in[2];
+  p.lanes = kLanes<A>;
   p.groups = g.groups;
   p.terms = transposed ? g.out_per_group() : g.in_per_group();
   p.targets = transposed ? g.in_per_group() : g.out_per_group();

@@ -383,7 +383,7 @@ void check_rounding(const cpu::KernelTable& table, const Round& round) {
       uint32_t next = 0;
       input.for_each([&](auto... i) { input.at(i...).bits = static_cast<uint16_t>(next++); });
       weight.for_each([&](auto... i) { weight.at(i...).bits = static_cast<uint16_t>(factor); });
-      Runner<T>{table.depthwise<T>(), g, 1}.correlate(false, input, weight, nullptr, &output);
+      Runner<T>{table.of<T>(), Family::kDepthwise, g, 1}.correlate(false, input, weight, nullptr, &output);
       int64_t wrong = 0;
       output.for_each([&](auto... i) {
         const float w = static_cast<float>(to_double(weight.at(0, 0, 0, 0, 0)));
