@@ -4,7 +4,7 @@
 
 #include "core/geometry.h"
 
-// The kernels for groups of a few channels on tensors. No tensor is empty.
+// The direct kernels on tensors. No tensor is empty.
 namespace torch_ext::cpu {
 
 void direct_forward(const ConvGeometry<int64_t>& g, const at::Tensor& input, const at::Tensor& weight,

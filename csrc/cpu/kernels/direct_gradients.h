@@ -64,9 +64,7 @@ class DirectGradWeight {
   int64_t block_taps() const { return size(taps_[0]) * size(taps_[1]) * size(taps_[2]); }
 
   void add_to_totals() {
-    if (!has_totals_) fill_zero(totals_, 2 * sum_count() * L);
-    has_totals_ = true;
-    for (int64_t i = 0; i < sum_count(); ++i) add_short_sum(sums_ + i * L, totals_ + 2 * i * L);
+    add_short_sums(sums_, sum_count(), totals_, &has_totals_);
     summed_ = 0;
   }
 
@@ -161,7 +159,7 @@ class DirectGradWeight {
         for (int64_t r = 0; r < lines; ++r) {
           const int64_t source = g * rows.group_size() + r * rows.term_size() + k * rows.pitch;
           const int64_t sum = (g * outputs * terms + r) * taps + kernel_row * size(taps_[2]) + run.tap - taps_[2].begin;
-          add_dot_products(dot, source, g * outputs * dot.factor_pitch, sums_ + sum * L, outputs, sources);
+          add_dot_products(dot, g * outputs * dot.factor_pitch, source, sums_ + sum * L, outputs, sources);
         }
       }
   }

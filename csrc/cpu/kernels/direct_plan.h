@@ -151,6 +151,13 @@ DirectPlan plan_direct(const ConvGeometry<int64_t>& g, bool transposed, Layout s
   return p;
 }
 
+// Slices of a weight gradient, as many as `blocks` blocks leave to be wanted.
+inline Parts slices_for(const ConvGeometry<int64_t>& g, int64_t blocks) {
+  const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
+  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
+  return cut_slices(std::min(slices, ceil_div(wanted, blocks)), g.batch, g.out);
+}
+
 // Grad weight.
 struct DirectGradPlan {
   Triple<Axis> axes;  // target: grad_output, source: input
@@ -201,9 +208,7 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
                       p.rows.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes;
     if (p.tile_rows == 1 || fits) break;
   }
-  const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
-  p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.blocks())), g.batch, g.out);
+  p.parts = slices_for(g, p.blocks());
   return p;
 }
 
@@ -221,7 +226,7 @@ struct PixelPlan {
   int64_t panels() const { return ceil_div(vectors(), panel); }
   int64_t items() const { return batch * parts; }
   // In elements. The weight is packed as [group][panel][term][target in the panel]; the bias lies behind it. In scratch
-  // lie some pixels of the source and the target, and some zeros.
+  // lie some pixels of the source and the target.
   int64_t weight_size() const { return groups * vectors() * lanes * (terms + 1); }
   int64_t source_size() const { return packs_source ? pixels * (ceil_div(terms, lanes) * lanes) : 0; }
   int64_t target_size() const { return packs_target ? pixels * panel * lanes : 0; }
@@ -308,9 +313,7 @@ PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g, Lay
   p.columns = std::min(g.out[2], kMaxColumns);
   // Channels of one pixel after the other would share few sets of the L1 cache.
   p.packs_outputs = !std::same_as<T, Acc<T>> || grad_output.channel == 1;
-  const int64_t wanted = wanted_parts(g, kGradPartWork), positions = g.batch * g.out[0] * g.out[1] * g.out[2];
-  const int64_t slices = std::clamp<int64_t>(positions / kSlicePositions, 1, wanted);
-  p.parts = cut_slices(std::min(slices, ceil_div(wanted, p.blocks())), g.batch, g.out);
+  p.parts = slices_for(g, p.blocks());
   return p;
 }
 

@@ -69,10 +69,7 @@ class GradStrips {
   static constexpr int64_t kMaxRuns = kColumns ? 2 * kMaxEdges<A> + 1 : 4 * kMaxColumnTaps;
 
   void add_to_totals() {
-    const int64_t taps = vectors_ * plan_.taps();
-    if (!has_totals_) fill_zero(totals_, 2 * taps * L);
-    has_totals_ = true;
-    for (int64_t t = 0; t < taps; ++t) add_short_sum(sums_ + t * L, totals_ + 2 * t * L);
+    add_short_sums(sums_, vectors_ * plan_.taps(), totals_, &has_totals_);
     summed_ = 0;
   }
 

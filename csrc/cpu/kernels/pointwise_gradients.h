@@ -63,9 +63,7 @@ class PointwiseGradWeight {
 
  private:
   void add_to_totals() {
-    if (!has_totals_) fill_zero(totals_, 2 * size(outputs_) * pitch_);
-    has_totals_ = true;
-    for (int64_t i = 0; i < size(outputs_) * pitch_; i += L) add_short_sum(sums_ + i, totals_ + 2 * i);
+    add_short_sums(sums_, size(outputs_) * pitch_ / L, totals_, &has_totals_);
     summed_ = 0;
   }
 

@@ -199,7 +199,7 @@ inline constexpr int64_t kMaxSources = 4;
 
 // In register tiles of nearly the same size.
 template <class A>
-void add_dot_products(const DotProducts<A>& p, int64_t source, int64_t factor, A* sums, int64_t factors,
+void add_dot_products(const DotProducts<A>& p, int64_t factor, int64_t source, A* sums, int64_t factors,
                       int64_t sources) {
   const int64_t source_tiles = ceil_div(sources, kMaxSources);
   for (int64_t i = 0; i < source_tiles; ++i) {

@@ -254,6 +254,16 @@ void add_short_sum(A* sum, A* total) {
   Vec<A>::zero().store(sum);
 }
 
+// The same for `count` vectors side by side, whose totals start from zero with the first call.
+template <class A>
+void add_short_sums(A* sums, int64_t count, A* totals, bool* has_totals) {
+  constexpr int64_t L = kLanes<A>;
+  if (!*has_totals)
+    for (int64_t i = 0; i < 2 * count; ++i) opaque(Vec<A>::zero()).store(totals + i * L);
+  *has_totals = true;
+  for (int64_t i = 0; i < count; ++i) add_short_sum(sums + i * L, totals + 2 * i * L);
+}
+
 // The sum of a vector's lanes.
 template <class A>
 A sum_lanes(const A* vector) {
