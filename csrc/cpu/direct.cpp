@@ -24,12 +24,12 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
     transposed ? merge_axes(&merged, &to, &from) : merge_axes(&merged, &from, &to);
     const auto& kernels = table().of<T>().direct;
     const auto* bias_data = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
-    if (has_pixels<T>(merged, transposed, layout(from), layout(to))) {
-      const PixelPlan plan = plan_pixels<T>(merged, transposed);
-      auto* const packed = static_cast<Acc<T>*>(Scratch::of_this_call().reserve(plan.weight_size() * sizeof(Acc<T>)));
-      kernels.pack_panels(plan, view<const T>(weight), bias_data, packed);
-      parallel<T>(plan, g,
-                  [&](Range items, Acc<T>* scratch) { kernels.pixels(plan, from, packed, to, items, scratch); });
+    if (const auto pixels = plan_pixels<T>(merged, transposed, layout(from), layout(to))) {
+      auto* const packed =
+          static_cast<Acc<T>*>(Scratch::of_this_call().reserve(pixels->weight_size() * sizeof(Acc<T>)));
+      kernels.pack_panels(*pixels, view<const T>(weight), bias_data, packed);
+      parallel<T>(*pixels, g,
+                  [&](Range items, Acc<T>* scratch) { kernels.pixels(*pixels, from, packed, to, items, scratch); });
       return;
     }
     const DirectPlan plan = plan_direct<T>(merged, transposed, layout(from), layout(to));

@@ -54,12 +54,6 @@ class Direct {
   }
 
  private:
-  // Taps that are neighbours in a line, of one phase of target columns.
-  struct Run {
-    int64_t line, offset;  // where the first of them meets the first column
-    int64_t tap, taps;     // of the kernel's row
-  };
-
   void tile(int64_t phase, Range positions) {
     const Tiling& tiling = plan_.rows.tiling;
     const Triple<Axis>& axes = plan_.axes;
@@ -78,46 +72,11 @@ class Direct {
           }
   }
 
-  // Which lines the taps of the columns need, and how they meet them.
   void set_columns(int64_t phase, Range positions, Range taps) {
-    const Axis& w = plan_.axes[2];
-    const PackedRows& rows = plan_.rows;
-    first_column_ = phase + positions.begin * w.phases;
-    weight_step_ = rows.period;
-    Line lines[kMaxLines] = {};
-    int64_t line_count = 0, runs = 0;
-    for (int64_t f = 0; f < plan_.phases; ++f) {
-      const Phase p = w.phase(phase + f);
-      first_run_[f] = runs;
-      count_[f] = std::max<int64_t>(0, std::min(positions.end, w.count(phase + f)) - positions.begin);
-      if (count_[f] == 0) continue;
-      const int64_t first = p.source(positions.begin, 0), last = p.source(positions.begin + count_[f] - 1, 0);
-      const Range met = p.clip(first, last, w.source, taps);
-      if (size(met) == 0) continue;
-      if (w.transposed) {  // all phases share one line; runs say for now where in the image they start
-        const int64_t lowest = first + (met.end - 1) * p.step, highest = last + met.begin * p.step;
-        const int64_t begin = runs == 0 ? lowest : std::min(lines[0].first, lowest);
-        const int64_t end = runs == 0 ? highest + 1 : std::max(lines[0].first + lines[0].count, highest + 1);
-        lines[0] = {begin, end - begin};
-        line_count = 1;
-        runs_[runs++] = {0, first + met.begin * p.step, p.tap_first + met.begin * p.tap_step, size(met)};
-        weight_step_ = p.tap_step;
-        continue;
-      }
-      for (int64_t i = 0; i < std::min(rows.period, size(met)); ++i) {
-        const int64_t n = ceil_div(size(met) - i, rows.period);
-        lines[line_count] = {first + (met.begin + i) * p.step, count_[f] + (n - 1) * rows.step};
-        runs_[runs++] = {line_count++, 0, met.begin + i, n};
-      }
-    }
-    first_run_[plan_.phases] = runs;
+    runs_.set(plan_.axes[2], plan_.rows, plan_.phases, phase, positions, taps);
     // Where no line has two taps, the terms take their place.
-    terms_at_once_ = kTapsPerSum;
-    for (int64_t i = 0; i < runs; ++i)
-      if (runs_[i].taps > 1) terms_at_once_ = 1;
-    if (w.transposed)
-      for (int64_t i = 0; i < runs; ++i) runs_[i].offset -= lines[0].first;
-    ring_.set_lines(terms_, lines, line_count);
+    terms_at_once_ = runs_.max_taps > 1 ? 1 : kTapsPerSum;
+    ring_.set_lines(terms_, runs_.lines, runs_.line_count);
   }
 
   void rows() {
@@ -141,33 +100,33 @@ class Direct {
 
     const bool single = plan_.rows.tiling.single;
     T* const to = target_.at(box_.n.begin, first_group_ * plan_.targets + targets_.begin) + d * target_.spatial[0] +
-                  h * target_.spatial[1] + first_column_ * target_.spatial[2];
+                  h * target_.spatial[1] + runs_.first_column * target_.spatial[2];
     sums_ = tile_ + (single ? 0 : ((d - box_.d.begin) * size(box_.h) + h - box_.h.begin) * plan_.tile_row_size());
     sums_pitch_ = plan_.phases * plan_.phase_size();
-    bool in_place = false;
+    in_place_ = false;
     if constexpr (std::is_same_v<T, A>)  // whole vectors of adjacent columns: the target itself takes the sums
-      if (single && plan_.axes[2].phases == 1 && target_.spatial[2] == 1 && count_[0] % L == 0) {
-        in_place = true;
+      if (single && plan_.axes[2].phases == 1 && target_.spatial[2] == 1 && runs_.count[0] % L == 0) {
+        in_place_ = true;
         sums_ = to;
         sums_pitch_ = target_.c;
       }
     for (int64_t f = 0; f < plan_.phases; ++f) {
-      if (count_[f] == 0) continue;
+      if (runs_.count[f] == 0) continue;
       has_sums_ = !first_block_;
       lines_ = taps_ = 0;
       for (int64_t r = terms_.begin; r < terms_.end; r += terms_at_once_)
         for (int64_t i = 0; i < row_count; ++i)
-          for (const Run* run = runs_ + first_run_[f]; run < runs_ + first_run_[f + 1]; ++run) {
-            const int64_t taps = terms_at_once_ > 1 ? std::min(terms_at_once_, terms_.end - r) : run->taps;
+          for (const Run& run : runs_.of_phase(f)) {
+            const int64_t taps = terms_at_once_ > 1 ? std::min(terms_at_once_, terms_.end - r) : run.taps;
             if (lines_ > 0 && taps_ + taps > kTapsPerSum) multiply(f);
-            const A* source = rows[i].source + (r - terms_.begin) * plan_.rows.term_size() +
-                              run->line * plan_.rows.pitch + run->offset;
-            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run->tap * tap, taps};
+            const A* source =
+                rows[i].source + (r - terms_.begin) * plan_.rows.term_size() + run.line * plan_.rows.pitch + run.offset;
+            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run.tap * tap, taps};
             taps_ += taps;
           }
       if (lines_ > 0 || !has_sums_) multiply(f);
     }
-    if (last_block_ && !in_place) unpack(to);
+    if (last_block_ && !in_place_) unpack(to);
   }
 
   // Adds the listed products to the sums of all targets: few enough for a sum to stay exact.
@@ -176,7 +135,7 @@ class Direct {
     p.lines = list_;
     p.line_count = lines_;
     p.step = terms_at_once_ > 1 ? plan_.rows.term_size() : plan_.rows.step;
-    p.weight_step = terms_at_once_ > 1 ? weight_term_ : weight_step_ * weight_.spatial[2];
+    p.weight_step = terms_at_once_ > 1 ? weight_term_ : runs_.tap_step * weight_.spatial[2];
     p.weight_output = weight_target_;
     p.out_pitch = sums_pitch_;
     const int64_t targets = size(targets_), tiles = ceil_div(targets, plan_.outputs);
@@ -191,7 +150,11 @@ class Direct {
         p.source_offset = g * plan_.rows.group_size();
         p.weight_offset = (first_group_ + g) * weight_group_ + in_group * weight_target_;
         p.out = sums_ + f * plan_.phase_size() + (g * targets + outputs.begin) * p.out_pitch;
-        add_products(p, size(outputs), ceil_div(count_[f], L));
+        if (in_place_)
+          for (int64_t m = outputs.end; m < std::min(outputs.end + size(outputs), targets); ++m)
+            for (int64_t j = 0; j < runs_.count[0]; j += kLine<A>)
+              __builtin_prefetch(sums_ + (g * targets + m) * p.out_pitch + j, 1, 2);
+        add_products(p, size(outputs), ceil_div(runs_.count[f], L));
       }
     has_sums_ = true;
     lines_ = taps_ = 0;
@@ -201,11 +164,11 @@ class Direct {
   void unpack(T* to) const {
     const int64_t targets = groups_ * size(targets_), column = target_.spatial[2];
     const int64_t stride = plan_.axes[2].phases * column, size_of = plan_.phases * plan_.phase_size();
-    prefetch_row<true>(target_, to + targets * target_.c, targets, plan_.phases * count_[0]);
+    prefetch_row<true>(target_, to + targets * target_.c, targets, plan_.phases * runs_.count[0]);
     if (plan_.phases == 2 && column == 1) {
       for (int64_t c = 0; c < targets; ++c) {
         const A* const from = sums_ + c * size_of;
-        zip_lines(from, from + plan_.phase_size(), count_[0] + count_[1], to + c * target_.c);
+        zip_lines(from, from + plan_.phase_size(), runs_.count[0] + runs_.count[1], to + c * target_.c);
       }
       return;
     }
@@ -213,9 +176,10 @@ class Direct {
       const A* const from = sums_ + f * plan_.phase_size();
       if (target_.c == 1 && targets > 1)
         for (int64_t c = 0; c < targets; c += L)
-          lines_to_pixels(from + c * size_of, size_of, std::min(L, targets - c), count_[f], to + c, stride);
+          lines_to_pixels(from + c * size_of, size_of, std::min(L, targets - c), runs_.count[f], to + c, stride);
       else
-        for (int64_t c = 0; c < targets; ++c) unpack_line(from + c * size_of, count_[f], stride, to + c * target_.c);
+        for (int64_t c = 0; c < targets; ++c)
+          unpack_line(from + c * size_of, runs_.count[f], stride, to + c * target_.c);
     }
   }
 
@@ -234,12 +198,12 @@ class Direct {
   // Of the current columns and block of taps
   Range terms_, depth_taps_, row_taps_;
   bool first_block_, last_block_;
-  int64_t first_column_, weight_step_, terms_at_once_;
-  Run runs_[std::max(kMaxLines, kMaxGroup)];
-  int64_t first_run_[kMaxGroup + 1], count_[kMaxGroup];  // of each phase: its first run, its columns
+  ColumnRuns runs_;
+  int64_t terms_at_once_;
   // Of the current row
   A* sums_;
   int64_t sums_pitch_;
+  bool in_place_;  // the target takes the sums
   bool has_sums_;
   TapLine<A> list_[kTapsPerSum + 1];
   int64_t lines_, taps_;

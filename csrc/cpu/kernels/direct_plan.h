@@ -12,6 +12,7 @@ inline constexpr int64_t kMaxSums = 12;         // vectors in registers
 inline constexpr int64_t kMaxLines = 8;         // of a channel's row
 inline constexpr int64_t kMaxBlockSums = 6144;  // of a block's weight gradient
 inline constexpr int64_t kSumVectors = 32;      // of grad_output, whose products are summed in registers
+inline constexpr int64_t kShortestPart = 4;     // rows of an item
 inline constexpr int64_t kDirectRingBytes = 96 << 10;
 
 // The view with the distance from tap to tap as its last stride, if the taps of the weight are evenly spaced in memory.
@@ -53,6 +54,17 @@ struct PackedRows {
   int64_t pitch;   // from line to line
   Tiling tiling;
 
+  void set_steps(const Axis& w) {
+    const int64_t common = std::gcd(w.stride, w.dilation);
+    stride = w.source_stride();
+    period = w.transposed ? 1 : w.stride / common;
+    step = w.transposed ? -w.unit : w.dilation / common;
+  }
+  // A line also holds what the last vector reads, and what packing writes, beyond the columns.
+  void set_lines(int64_t lanes) {
+    lines = std::min(period, tiling.taps[2]);
+    pitch = (ceil_div(ceil_div(tiling.slots[2], stride) + 1, lanes) + 2) * lanes;
+  }
   int64_t term_size() const { return lines * pitch; }
   int64_t group_size() const { return tiling.terms * term_size(); }
   int64_t slot_size() const { return width * group_size(); }
@@ -64,13 +76,10 @@ template <class A>
 PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t terms, int64_t targets, bool adjacent,
                             int64_t phases, int64_t max_block) {
   const Axis& w = axes[2];
-  const int64_t common = std::gcd(w.stride, w.dilation);
   PackedRows p;
   p.groups = groups;
   p.terms = terms;
-  p.stride = w.source_stride();
-  p.period = w.transposed ? 1 : w.stride / common;
-  p.step = w.transposed ? -w.unit : w.dilation / common;
+  p.set_steps(w);
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
   const int64_t most =
       targets > kMaxTargets ? 1 : ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
@@ -80,9 +89,7 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
                            std::max<int64_t>(1, max_block / p.width));
     if (p.period > 1) p.tiling.taps[2] = std::min(p.tiling.taps[2], kMaxLines);
     p.tiling.single &= p.tiling.taps[2] == w.max_taps;
-    p.lines = std::min(p.period, p.tiling.taps[2]);
-    // A line also holds what the last vector reads, and what packing writes, beyond the columns.
-    p.pitch = (ceil_div(ceil_div(p.tiling.slots[2], p.stride) + 1, kLanes<A>) + 2) * kLanes<A>;
+    p.set_lines(kLanes<A>);
     if (p.width == 1 || p.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) return p;
   }
 }
@@ -139,7 +146,7 @@ DirectPlan plan_direct(const ConvGeometry<int64_t>& g, bool transposed, Layout s
   int64_t needed = ceil_div(ceil_div(wanted_parts(g, kPartWork), g.batch), p.blocks());
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
-  p.parts.h = cut(&needed, p.axes[1].target, 4);
+  p.parts.h = cut(&needed, p.axes[1].target, kShortestPart);
   p.parts.w = cut(&needed, ceil_div(w.count(0), p.lanes), kMaxColumns / p.lanes);
   p.tile_rows = 1;
   if (!p.rows.tiling.single) {
@@ -212,57 +219,92 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
   return p;
 }
 
-// Forward and grad input of kernels of one tap where channels are adjacent: a matrix product whose lanes are targets.
+// Forward and grad input where the channels of a pixel are adjacent and fill vectors: lanes are targets.
 struct PixelPlan {
+  Triple<Axis> axes;
   bool transposed;
-  int64_t batch, positions, lanes;
-  int64_t groups, terms, targets;  // source and target channels of a group
-  int64_t panel;                   // vectors of targets at a time
-  int64_t pixels;                  // at a time
-  bool packs_source, packs_target;
-  int64_t parts;  // of an image
+  int64_t batch, lanes;
+  int64_t targets;  // in a group
+  int64_t panel;    // vectors of targets at a time
+  int64_t phases;   // of columns, that are computed together
+  bool in_place;    // the source is read where it lies, not from a ring of packed rows
+  bool packs_target;
+  PackedRows rows;
+  Parts parts;
 
+  int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t vectors() const { return ceil_div(targets, lanes); }
   int64_t panels() const { return ceil_div(vectors(), panel); }
-  int64_t items() const { return batch * parts; }
-  // In elements. The weight is packed as [group][panel][term][target in the panel]; the bias lies behind it. In scratch
-  // lie some pixels of the source and the target.
-  int64_t weight_size() const { return groups * vectors() * lanes * (terms + 1); }
-  int64_t source_size() const { return packs_source ? pixels * (ceil_div(terms, lanes) * lanes) : 0; }
-  int64_t target_size() const { return packs_target ? pixels * panel * lanes : 0; }
-  int64_t scratch_size() const { return source_size() + target_size(); }
+  int64_t blocks() const { return ceil_div(rows.groups, rows.width); }
+  int64_t items() const { return parts.count() * blocks(); }
+  // In elements. The weight is packed as [group][panel][tap][term][target in the panel]; the bias lies behind it, as
+  // [group][panel][target in the panel]. In scratch lie the sums of some pixels, and the ring.
+  int64_t bias_size() const { return rows.groups * panels() * panel * lanes; }
+  int64_t panel_size() const { return taps() * rows.terms * panel * lanes; }
+  int64_t weight_size() const { return rows.groups * panels() * panel_size() + bias_size(); }
+  int64_t target_size() const { return packs_target ? rows.tiling.columns * panel * lanes : 0; }
+  int64_t scratch_size() const { return target_size() + (in_place ? 0 : rows.ring_size()); }
+  Box item_box(int64_t item) const {
+    return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / blocks());
+  }
 };
 
 inline constexpr int64_t kPixels = 24;
-inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them
-inline constexpr int64_t kMaxPixelTerms = 1 << 13;
+inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them, in place
+inline constexpr int64_t kMaxPixelSums = 256;      // parts of at most kTapsPerSum products that a sum has
 
-// For a geometry whose axes are merged.
+// None where other plans are better.
 template <class T>
-bool has_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
-  const bool one_tap = kernel_taps(g) == 1 && g.in[2] == g.out[2] && g.stride[2] == 1 && g.pad_before[2] == 0;
-  const bool one_row = g.in[0] * g.in[1] * g.out[0] * g.out[1] == 1;
-  if (!one_tap || !one_row || source.channel != 1 || target.channel != 1) return false;
-  return (transposed ? g.in_per_group() : g.out_per_group()) >= kLanes<Acc<T>> &&
-         (transposed ? g.out_per_group() : g.in_per_group()) <= kMaxPixelTerms;
-}
-
-template <class T>
-PixelPlan plan_pixels(const ConvGeometry<int64_t>& g, bool transposed) {
+std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
   using A = Acc<T>;
+  if (source.channel != 1 || target.channel != 1) return {};
   PixelPlan p;
+  for (int i = 0; i < 3; ++i) p.axes[i] = transposed ? grad_input_axis(g, i) : forward_axis(g, i);
+  const Axis& w = p.axes[2];
   p.transposed = transposed;
   p.batch = g.batch;
-  p.positions = g.in[2];
   p.lanes = kLanes<A>;
-  p.groups = g.groups;
-  p.terms = transposed ? g.out_per_group() : g.in_per_group();
   p.targets = transposed ? g.in_per_group() : g.out_per_group();
   p.panel = ceil_div(p.vectors(), ceil_div(p.vectors(), 3));
-  p.pixels = std::clamp<int64_t>(kPixelNumbers / p.terms, 12, kPixels) / 12 * 12;  // whole register tiles
-  p.packs_source = !std::same_as<T, A>;
-  p.packs_target = p.packs_source || p.targets % p.lanes != 0;
-  p.parts = std::clamp<int64_t>(ceil_div(wanted_parts(g, kPartWork), g.batch), 1, ceil_div(p.positions, p.pixels));
+  PackedRows& rows = p.rows;
+  rows.groups = rows.width = g.groups;
+  rows.terms = transposed ? g.out_per_group() : g.in_per_group();
+  if (p.targets < p.lanes || p.taps() * ceil_div(rows.terms, kTapsPerSum) > kMaxPixelSums) return {};
+  p.packs_target = !std::same_as<T, A> || p.targets % p.lanes != 0;
+  const int64_t phases = std::min(w.phases, w.target);
+  p.phases = phases <= kMaxGroup && w.unit == 1 ? phases : 1;
+  // No tap is outside the image.
+  const bool inside = transposed ? w.kernel * w.stride == 1 && w.pad == 0
+                                 : w.pad == 0 && (w.target - 1) * w.stride + (w.kernel - 1) * w.dilation < w.source;
+  p.in_place = std::same_as<T, A> && inside;
+
+  // A block has all groups, if they need not be more items and their rows fit in the ring.
+  int64_t needed = ceil_div(wanted_parts(g, kPartWork), g.batch);
+  const int64_t rows_cut = p.axes[0].target * std::max<int64_t>(1, p.axes[1].target / kShortestPart);
+  rows.set_steps(w);
+  rows.width = ceil_div(g.groups, std::min(g.groups, ceil_div(needed, rows_cut)));
+  for (;; rows.width = ceil_div(rows.width, 2)) {
+    const int64_t channels = rows.width * rows.terms;
+    if (p.in_place) {
+      const int64_t pixels = std::clamp<int64_t>(kPixelNumbers / rows.terms, 12, kPixels) / 12 * 12;
+      const Triple<int64_t> taps{{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}};
+      rows.tiling = {std::min(pixels, w.count(0)), rows.terms, taps, {{1, 1, 0}}, true};
+      break;
+    }
+    rows.tiling = make_tiling(p.axes, 1, p.phases, channels * static_cast<int64_t>(sizeof(A)), kMaxColumns);
+    const bool whole = rows.tiling.columns == std::min(w.count(0), kMaxColumns / p.phases);
+    if (rows.tiling.single && (whole || channels <= 4 * kBlockChannels || rows.width == 1)) break;
+    if (rows.width == 1) return {};
+  }
+  rows.tiling.terms = rows.terms;
+  rows.set_lines(p.lanes);
+  if (rows.lines > kMaxLines) return {};
+
+  needed = ceil_div(needed, p.blocks());
+  p.parts.n = g.batch;
+  p.parts.d = cut(&needed, p.axes[0].target, 1);
+  p.parts.h = cut(&needed, p.axes[1].target, kShortestPart);
+  p.parts.w = cut(&needed, w.count(0), rows.tiling.columns);
   return p;
 }
 

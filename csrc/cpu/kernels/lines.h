@@ -1,7 +1,7 @@
 #pragma once
 
 // Lines: the columns of one channel side by side, in Acc<T>, from rows of a tensor and back. Where channels are
-// adjacent in memory, squares of them are transposed.
+// adjacent in memory, squares of them are transposed; or lines are of pixels, the channels of a group side by side.
 #include "pack.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
@@ -82,13 +82,18 @@ struct Line {
   int64_t first, count;
 };
 
+// The columns of a line that are inside an image of `width` columns, counted from its first.
+inline Range existing_columns(Line line, int64_t stride, int64_t width) {
+  const Range inside = positions_inside(line.first, stride, width);
+  const int64_t begin = std::min(inside.begin, line.count);
+  return {begin, std::clamp(inside.end, begin, line.count)};
+}
+
 // Lines of neighbouring channels, with zeros outside the image of `width` columns.
 template <class T>
 void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64_t width, Line line, int64_t stride,
                 Acc<T>* lines, int64_t pitch) {
-  Range existing = positions_inside(line.first, stride, width);
-  existing.begin = std::min(existing.begin, line.count);
-  existing.end = std::clamp(existing.end, existing.begin, line.count);
+  const Range existing = existing_columns(line, stride, width);
   const int64_t column = view.spatial[2], count = size(existing);
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch, existing.begin);
   if (count > 0) {
@@ -104,6 +109,85 @@ void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
 }
 
+// Lines of pixels whose channels are adjacent, one for each group: lines[group][column][channel of the group]. Up to a
+// vector beyond the last column is written.
+template <class T>
+void pack_pixels(const T* row, const View<const T>& view, int64_t groups, int64_t terms, int64_t width, Line line,
+                 int64_t stride, Acc<T>* lines, int64_t pitch) {
+  constexpr int64_t L = kLanes<Acc<T>>;
+  const Range existing = existing_columns(line, stride, width);
+  const int64_t channels = groups * terms;
+  for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch, existing.begin * terms);
+  for (int64_t j = existing.begin; j < existing.end; ++j) {
+    const T* const pixel = row + (line.first + j * stride) * view.spatial[2];
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t r = 0; r < terms; r += L) {  // what a vector holds beyond the group is overwritten next
+        const int64_t c = g * terms + r, left = channels - c;
+        opaque(left >= L ? load_wide(pixel + c) : load_partial(pixel + c, left))
+            .store(lines + g * pitch + j * terms + r);
+      }
+  }
+  const int64_t beyond = (line.count - existing.end) * terms;
+  for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch + existing.end * terms, beyond);
+}
+
+// Taps that are neighbours in a line.
+struct Run {
+  int64_t line, offset;  // where the first of them meets the first column
+  int64_t tap, taps;     // of the kernel's row
+};
+
+// Which lines the taps of a tile of columns need, and how they meet them, for each phase of target columns.
+struct ColumnRuns {
+  Line lines[kMaxLines];
+  int64_t line_count;
+  Run runs[std::max(kMaxLines, kMaxGroup)];
+  int64_t first_run[kMaxGroup + 1], count[kMaxGroup];  // of each phase: its first run, its columns
+  int64_t first_column;
+  int64_t tap_step;  // from tap to tap of a run, in the kernel
+  int64_t max_taps;  // of a run
+
+  std::span<const Run> of_phase(int64_t f) const { return {runs + first_run[f], runs + first_run[f + 1]}; }
+
+  void set(const Axis& w, const PackedRows& rows, int64_t phases, int64_t phase, Range positions, Range taps) {
+    first_column = phase + positions.begin * w.phases;
+    tap_step = rows.period;
+    line_count = max_taps = 0;
+    int64_t n = 0;
+    const auto add = [&](const Run& run) {
+      runs[n++] = run;
+      max_taps = std::max(max_taps, run.taps);
+    };
+    for (int64_t f = 0; f < phases; ++f) {
+      const Phase p = w.phase(phase + f);
+      first_run[f] = n;
+      count[f] = std::max<int64_t>(0, std::min(positions.end, w.count(phase + f)) - positions.begin);
+      if (count[f] == 0) continue;
+      const int64_t first = p.source(positions.begin, 0), last = p.source(positions.begin + count[f] - 1, 0);
+      const Range met = p.clip(first, last, w.source, taps);
+      if (size(met) == 0) continue;
+      if (w.transposed) {  // all phases share one line; runs say for now where in the image they start
+        const int64_t lowest = first + (met.end - 1) * p.step, highest = last + met.begin * p.step;
+        const int64_t begin = n == 0 ? lowest : std::min(lines[0].first, lowest);
+        const int64_t end = n == 0 ? highest + 1 : std::max(lines[0].first + lines[0].count, highest + 1);
+        lines[0] = {begin, end - begin};
+        line_count = 1;
+        add({0, first + met.begin * p.step, p.tap_first + met.begin * p.tap_step, size(met)});
+        tap_step = p.tap_step;
+        continue;
+      }
+      for (int64_t i = 0; i < std::min(rows.period, size(met)); ++i) {
+        const int64_t in_line = ceil_div(size(met) - i, rows.period);
+        lines[line_count] = {first + (met.begin + i) * p.step, count[f] + (in_line - 1) * rows.step};
+        add({line_count++, 0, met.begin + i, in_line});
+      }
+    }
+    first_run[phases] = n;
+    if (w.transposed)
+      for (int64_t i = 0; i < n; ++i) runs[i].offset -= lines[0].first;
+  }
+};
+
 // Brings a row of neighbouring channels to the L2 cache.
 template <bool kWrite, class T, class Row>
 void prefetch_row(const View<T>& view, const Row* row, int64_t channels, int64_t columns) {
@@ -116,10 +200,10 @@ void prefetch_row(const View<T>& view, const Row* row, int64_t channels, int64_t
     for (int64_t j = 0; j < columns; ++j) prefetch(row + j * view.spatial[2], channels);
 }
 
-// A ring of packed source rows, [depth slot][row slot][group][term][line][column]: a direct-mapped cache. Rows that the
-// taps of one target row need have different slots, and rows are visited in an order in which each is packed once per
-// tile and block of taps.
-template <class T>
+// A ring of packed source rows, [depth slot][row slot][group][term][line][column], or of pixels, [depth slot][row slot]
+// [group][line][column][term]: a direct-mapped cache. Rows that the taps of one target row need have different slots,
+// and rows are visited in an order in which each is packed once per tile and block of taps.
+template <class T, bool kPixels = false>
 class LineRing {
   using A = Acc<T>;
 
@@ -147,6 +231,14 @@ class LineRing {
     if (tags_[slot] == tag) return packed;
     tags_[slot] = tag;
     const T* row = image_ + d.source * source_.spatial[0] + h.source * source_.spatial[1] + terms_.begin * source_.c;
+    if constexpr (kPixels) {
+      if (h.source + axes_[1].unit < axes_[1].source)
+        prefetch_row<false>(source_, row + axes_[1].unit * source_.spatial[1], groups_ * rows_.terms, axes_[2].source);
+      for (int64_t i = 0; i < line_count_; ++i)
+        pack_pixels(row, source_, groups_, rows_.terms, axes_[2].source, lines_[i], rows_.stride,
+                    packed + i * rows_.pitch * rows_.terms, rows_.group_size());
+      return packed;
+    }
     prefetch_row<false>(source_, row + groups_ * rows_.terms * source_.c, groups_ * rows_.terms, axes_[2].source);
     // If a block has all terms, its channels are neighbours throughout.
     const bool all = size(terms_) == rows_.terms;

@@ -1,36 +1,41 @@
 #pragma once
 
-// Forward and grad input of a convolution with kernels of one tap where the channels of a pixel lie side by side:
+// Forward and grad input of a convolution with several channels in a group where the channels of a pixel lie side by
+// side and those of a target's group fill vectors: the correlation of direct.h, whose lanes are targets.
 //
-//   target[p, c] = bias[c] + sum over terms r of weight[c, r] * source[p, first(c) + r]
-//
-// with first as in direct.h: for each group a matrix product. Lanes are targets. An item is a range of the pixels of an
-// image. The weight is packed in panels of a few vectors; a panel stays in the L1 cache while some pixels pass by,
-// whose numbers are read where they lie, one for all lanes. 16-bit pixels are widened first.
-#include "pack.h"
+// An item is one block of groups of one image, and part of its rows. The weight is packed in panels of a few vectors of
+// targets; for each source pixel and term, one number is read for all lanes. Where every tap meets the image, pixels
+// are read where they lie, else from a ring of packed rows that has zeros around it; 16-bit pixels are widened there.
+#include "lines.h"
 #include "products.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// weight[target][term] and bias, zero beyond the last target.
+// weight[group][panel][tap][term][target] and bias, zero beyond the last target.
 template <class T>
 void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>* packed) {
   using A = Acc<T>;
   const int64_t target_stride = p.transposed ? weight.c : weight.n, term_stride = p.transposed ? weight.n : weight.c;
-  A* to_bias = packed + p.groups * p.vectors() * p.lanes * p.terms;
-  for (int64_t g = 0; g < p.groups; ++g) {
-    const T* from = weight.data + g * (p.transposed ? p.terms : p.targets) * weight.n;
-    for (int64_t i = 0; i < p.panels(); ++i) {
-      const Range vectors = part(p.vectors(), p.panels(), i);
-      const int64_t pitch = size(vectors) * p.lanes;
-      for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        const Lanes<A> lanes(v * p.lanes, p.targets, {1, 1}, target_stride);
-        pack_columns(from, term_stride, lanes, p.terms, packed + (v - vectors.begin) * p.lanes, pitch);
+  const int64_t pitch = p.panel * p.lanes, terms = p.rows.terms;
+  const Triple<int64_t> kernel{{p.axes[0].kernel, p.axes[1].kernel, p.axes[2].kernel}};
+  A* to_bias = packed + p.weight_size() - p.bias_size();
+  for (int64_t g = 0; g < p.rows.groups; ++g) {
+    const T* const group = weight.data + g * (p.transposed ? terms : p.targets) * weight.n;
+    for (int64_t first = 0; first < p.panels() * pitch; first += pitch, to_bias += pitch) {
+      for (int64_t tap = 0; tap < p.taps(); ++tap, packed += terms * pitch) {
+        const T* const from = group + tap / kernel[2] / kernel[1] * weight.spatial[0] +
+                              tap / kernel[2] % kernel[1] * weight.spatial[1] + tap % kernel[2] * weight.spatial[2];
+        for (int64_t v = 0; v < pitch; v += p.lanes) {
+          if (first + v < p.targets)
+            pack_columns(from, term_stride, Lanes<A>(first + v, p.targets, {1, 1}, target_stride), terms, packed + v,
+                         pitch);
+          else
+            for (int64_t r = 0; r < terms; ++r) fill_zero(packed + r * pitch + v, p.lanes);
+        }
       }
-      packed += p.terms * pitch;
+      for (int64_t i = 0; i < pitch; ++i)
+        to_bias[i] = bias && first + i < p.targets ? widen(bias[g * p.targets + first + i]) : 0;
     }
-    for (int64_t c = 0; c < p.vectors() * p.lanes; ++c)
-      *to_bias++ = bias && c < p.targets ? widen(bias[g * p.targets + c]) : 0;
   }
 }
 
@@ -44,63 +49,124 @@ class Pixels {
       : plan_(plan),
         source_(source),
         weight_(weight),
-        bias_(weight + plan.groups * plan.vectors() * plan.lanes * plan.terms),
+        bias_(weight + plan.weight_size() - plan.bias_size()),
         target_(target),
-        packed_source_(scratch),
-        packed_target_(scratch + plan.source_size()) {}
+        packed_target_(scratch),
+        ring_(plan.axes, plan.rows, source, scratch + plan.target_size()) {}
 
   void item(int64_t index) {
-    const int64_t n = index / plan_.parts;
-    const Range all = part(plan_.positions, plan_.parts, index % plan_.parts);
-    for (int64_t first = all.begin; first < all.end; first += plan_.pixels)
-      for (int64_t g = 0; g < plan_.groups; ++g) pixels(n, g, first, std::min(plan_.pixels, all.end - first));
+    box_ = plan_.item_box(index);
+    const int64_t width = plan_.rows.width;
+    first_group_ = index % plan_.blocks() * width;
+    groups_ = std::min(width, plan_.rows.groups - first_group_);
+    ring_.set_groups(box_.n.begin, first_group_, groups_);
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1], &w = plan_.axes[2];
+    const int64_t tiles = ceil_div(size(box_.w), plan_.rows.tiling.columns);
+    for (int64_t phase = 0; phase < w.phases && phase < w.target; phase += plan_.phases)
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range columns = part(size(box_.w), tiles, i);
+        runs_.set(w, plan_.rows, plan_.phases, phase, {box_.w.begin + columns.begin, box_.w.begin + columns.end},
+                  {0, w.max_taps});
+        ring_.set_lines({0, plan_.rows.terms}, runs_.lines, runs_.line_count);
+        for (int64_t fd = box_.d.begin; fd < box_.d.end && fd < box_.d.begin + d.classes; ++fd)
+          for (int64_t id = fd; id < box_.d.end; id += d.classes)
+            for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
+              for (int64_t ih = fh; ih < box_.h.end; ih += h.classes) row(id, ih);
+      }
   }
 
  private:
-  void pixels(int64_t n, int64_t g, int64_t first, int64_t count) {
-    const int64_t column = count > 1 ? source_.spatial[2] : 0;
-    const T* const source = source_.at(n, g * plan_.terms) + first * source_.spatial[2];
-    TapLine<A> lines[1];
-    Products<A> p{};
-    p.lines = lines;
-    p.line_count = 1;
-    p.weight_step = 1;
-    p.weight_output = column;
-    const A* from;
-    if constexpr (std::is_same_v<T, A>) {
-      from = source;
-    } else {
-      from = packed_source_;
-      p.weight_output = ceil_div(plan_.terms, L) * L;
-      for (int64_t j = 0; j < count; ++j)
-        pack_line(source + j * column, 1, plan_.terms, packed_source_ + j * p.weight_output);
-    }
-    const A* weight = weight_ + g * plan_.vectors() * L * plan_.terms;
-    const A* bias = bias_ + g * plan_.vectors() * L;
-    T* target = target_.at(n, g * plan_.targets) + first * target_.spatial[2];
-    for (int64_t i = 0; i < plan_.panels(); ++i) {
-      const Range vectors = part(plan_.vectors(), plan_.panels(), i);
-      p.step = size(vectors) * L;
-      p.out = packed_target_;
-      p.out_pitch = p.step;
-      if constexpr (std::is_same_v<T, A>)
-        if (!plan_.packs_target) {
-          p.out = target;
-          p.out_pitch = count > 1 ? target_.spatial[2] : 0;
+  void row(int64_t d, int64_t h) {
+    const Triple<Axis>& axes = plan_.axes;
+    const PackedRows& rows = plan_.rows;
+    struct Met {
+      const A* source;
+      int64_t tap;
+    } met[kMaxPixelSums];
+    int64_t met_count = 0;
+    for (TapWalk td(axes[0], d, {0, axes[0].max_taps}, rows.tiling.slots[0]); td.count > 0; td.next())
+      for (TapWalk th(axes[1], h, {0, axes[1].max_taps}, rows.tiling.slots[1]); th.count > 0; th.next())
+        met[met_count++] = {source_row(td, th), (td.tap * axes[1].kernel + th.tap) * axes[2].kernel};
+
+    T* const to = target_.at(box_.n.begin, first_group_ * plan_.targets) + d * target_.spatial[0] +
+                  h * target_.spatial[1] + runs_.first_column * target_.spatial[2];
+    if (!plan_.in_place && h + axes[1].classes < box_.h.end)
+      prefetch_row<true>(target_, to + axes[1].classes * target_.spatial[1], groups_ * plan_.targets,
+                         plan_.phases * runs_.count[0]);
+    const int64_t pixel = plan_.in_place ? rows.stride * source_.spatial[2] : rows.terms;
+    for (int64_t f = 0; f < plan_.phases; ++f) {
+      if (runs_.count[f] == 0) continue;
+      lines_ = sums_ = taps_ = 0;
+      for (int64_t i = 0; i < met_count; ++i)
+        for (const Run& run : runs_.of_phase(f)) {
+          const A* source =
+              met[i].source +
+              (plan_.in_place ? runs_.lines[run.line].first * source_.spatial[2] : run.line * rows.pitch * rows.terms) +
+              run.offset * pixel;
+          for (int64_t t = 0; t < run.taps; ++t, source += rows.step * pixel)
+            add_tap(met[i].tap + run.tap + t * runs_.tap_step, source);
         }
-      for (int64_t r = 0; r < plan_.terms; r += kTapsPerSum) {  // a sum starts from zero again, to stay exact
-        lines[0] = {weight + r * p.step, from + r, std::min(kTapsPerSum, plan_.terms - r)};
-        p.start_columns = r == 0 ? bias : nullptr;
-        add_product_rows(p, count, size(vectors));
+      end_sum();
+      multiply(f, pixel, to + f * target_.spatial[2]);
+    }
+  }
+
+  // From it the source's columns are counted: those of the image, or of the ring.
+  const A* source_row(const TapWalk& d, const TapWalk& h) {
+    if constexpr (std::is_same_v<T, A>)
+      if (plan_.in_place)
+        return source_.at(box_.n.begin, first_group_ * plan_.rows.terms) + d.source * source_.spatial[0] +
+               h.source * source_.spatial[1];
+    return ring_.row(d, h);
+  }
+
+  // The products of a tap, in parts few enough for a sum to stay exact.
+  void add_tap(int64_t tap, const A* source) {
+    const int64_t pitch = plan_.panel * L, terms = plan_.rows.terms;
+    const A* const weight = weight_ + tap * terms * pitch;
+    for (int64_t r = 0; r < terms; r += kTapsPerSum) {
+      const int64_t count = std::min(kTapsPerSum, terms - r);
+      if (lines_ > 0 && taps_ + count > kTapsPerSum) end_sum();
+      list_[lines_++] = {weight + r * pitch, source + r, count};
+      taps_ += count;
+    }
+  }
+
+  void end_sum() {
+    sum_ends_[sums_++] = lines_;
+    taps_ = 0;
+  }
+
+  // All targets of the pixels of a phase.
+  void multiply(int64_t f, int64_t pixel, T* to) {
+    const int64_t count = runs_.count[f], column = plan_.axes[2].phases * target_.spatial[2];
+    Products<A> p{};
+    p.step = plan_.panel * L;
+    p.weight_step = 1;
+    p.weight_output = pixel;
+    for (int64_t g = 0; g < groups_; ++g) {
+      p.weight_offset = g * (plan_.in_place ? plan_.rows.terms : plan_.rows.group_size());
+      for (int64_t i = 0; i < plan_.panels(); ++i) {
+        const int64_t first = i * p.step, targets = std::min(p.step, plan_.targets - first);
+        const int64_t panel = (first_group_ + g) * plan_.panels() + i;
+        T* const target = to + g * plan_.targets + first;
+        p.source_offset = panel * plan_.panel_size();
+        p.out = packed_target_;
+        p.out_pitch = p.step;
+        if constexpr (std::is_same_v<T, A>)
+          if (!plan_.packs_target) {
+            p.out = target;
+            p.out_pitch = column;
+          }
+        for (int64_t s = 0; s < sums_; ++s) {
+          p.lines = list_ + (s > 0 ? sum_ends_[s - 1] : 0);
+          p.line_count = list_ + sum_ends_[s] - p.lines;
+          p.start_columns = s == 0 ? bias_ + panel * p.step : nullptr;
+          add_product_rows(p, count, ceil_div(targets, L));
+        }
+        if (plan_.packs_target)
+          for (int64_t j = 0; j < count; ++j) unpack_line(packed_target_ + j * p.step, targets, 1, target + j * column);
       }
-      if (plan_.packs_target) {
-        const int64_t targets = std::min(p.step, plan_.targets - vectors.begin * L);
-        for (int64_t j = 0; j < count; ++j)
-          unpack_line(packed_target_ + j * p.step, targets, 1, target + j * target_.spatial[2]);
-      }
-      weight += plan_.terms * p.step;
-      bias += p.step;
-      target += p.step;
     }
   }
 
@@ -109,8 +175,18 @@ class Pixels {
   const A* const weight_;
   const A* const bias_;
   const View<T> target_;
-  A* const packed_source_;
   A* const packed_target_;
+  LineRing<T, true> ring_;
+
+  // Of the current item
+  Box box_;
+  int64_t first_group_, groups_;
+  // Of the current columns
+  ColumnRuns runs_;
+  // Of the current row and phase: the products of its sums
+  TapLine<A> list_[kMaxPixelSums + 1];
+  int64_t sum_ends_[kMaxPixelSums + 1];
+  int64_t lines_, sums_, taps_;
 };
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -128,18 +128,24 @@ void add_products(const Products<A>& p, int64_t outputs, int64_t row_vectors) {
   });
 }
 
-// `rows` rows of `vectors` vectors that all have the same source.
+// `rows` rows of `vectors` vectors that all have the same source, in register tiles of nearly the same size.
 template <class A>
 void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
   with_count<3>(vectors, [&]<int kVectors>() {
-    constexpr int kMost = std::min<int>(static_cast<int>(kMaxSums) / kVectors, static_cast<int>(kMaxOutputs));
-    const int64_t tiles = rows / kMost, rest = rows % kMost;
-    if (tiles > 0) add_products<A, kMost, kVectors>(p, tiles, {0, kMost * p.weight_output, kMost * p.out_pitch});
-    if (rest == 0) return;
-    Products<A> last = p;
-    last.weight_offset += tiles * kMost * p.weight_output;
-    last.out += tiles * kMost * p.out_pitch;
-    with_count<kMost>(rest, [&]<int kRows>() { add_products<A, kRows, kVectors>(last, 1, {0, 0, 0}); });
+    constexpr int kMost = static_cast<int>(std::min(kMaxSums / kVectors, kMaxOutputs));  // more want more addresses
+    const int64_t tiles = ceil_div(rows, kMost), in_tile = ceil_div(rows, tiles);
+    const int64_t whole = rows - tiles * (in_tile - 1);  // tiles of so many; the others have one fewer
+    with_count<kMost>(in_tile, [&]<int kRows>() {
+      add_products<A, kRows, kVectors>(p, whole, {0, kRows * p.weight_output, kRows * p.out_pitch});
+      if constexpr (kRows > 1) {
+        if (whole == tiles) return;
+        Products<A> rest = p;
+        rest.weight_offset += whole * kRows * p.weight_output;
+        rest.out += whole * kRows * p.out_pitch;
+        const TileStep step{0, (kRows - 1) * p.weight_output, (kRows - 1) * p.out_pitch};
+        add_products<A, kRows - 1, kVectors>(rest, tiles - whole, step);
+      }
+    });
   });
 }
 

@@ -54,6 +54,46 @@ TEST_P(Direct, KernelsStridesAndDilations) {
       }
 }
 
+// Channels are adjacent, and those of a group fill vectors: lanes are channels.
+TEST_P(Direct, Pixels) {
+  int i = 0;
+  for (int64_t inputs : {4, 8, 13, 16})
+    for (int64_t outputs : {8, 9, 24, 40})
+      for (int64_t kernel : {1, 2, 3, 5})
+        for (int64_t stride : {1, 2, 3}) {
+          Case c = groups_of(1 + i % 4, inputs, outputs, 5 + i % 11, kernel);
+          if (i % 2) std::swap(c.in_channels, c.out_channels);
+          c.stride = {stride, 1 + i % 3};
+          c.dilation = {1 + i / 3 % 2, 1 + i / 2 % 3};
+          c.padding = {c.dilation[0] * (kernel - 1), i % 3, c.dilation[1] * (kernel - 1), i / 4 % 5};
+          if (i % 5 == 0 && kernel <= 3) c.padding = {i % 2, 1, 0, 0}, c.in = {7, 7 + i % 13};
+          c.bias = i % 3;
+          c.input_layout = c.output_layout = Layout::kChannelsLast;
+          c.weight_layout = kLayouts[i / 2 % 3];
+          ++i;
+          check_direct(c);
+        }
+  // Sums of more than kTapsPerSum products, rows in several tiles, blocks of groups.
+  Case c = groups_of(2, 150, 16, 9, 3);
+  c.input_layout = c.output_layout = Layout::kChannelsLast;
+  check_direct(c);
+  c = groups_of(30, 8, 8, 70, 3);
+  c.in[0] = 5;
+  c.input_layout = c.output_layout = Layout::kChannelsLast;
+  check_direct(c);
+  check_direct({2,
+                32,
+                32,
+                2,
+                {4, 5, 19},
+                {3, 3, 3},
+                {1, 2, 1},
+                {1, 1, 1, 1, 1, 1},
+                {1, 1, 2},
+                Layout::kChannelsLast,
+                Layout::kChannelsLast});
+}
+
 // One tap: axes are merged, terms take the place of taps, and the weight gradient is a matrix product.
 TEST_P(Direct, Pointwise) {
   int i = 0;

@@ -238,12 +238,12 @@ struct Runner {
       auto to = target->mutable_view();
       Geometry merged = g;
       transposed ? cpu::merge_axes(&merged, &to, &from) : cpu::merge_axes(&merged, &from, &to);
-      if (cpu::has_pixels<T>(merged, transposed, cpu::layout(from), cpu::layout(to))) {
-        const auto plan = cpu::plan_pixels<T>(merged, transposed);
-        Buffer<Acc<T>> packed(plan.weight_size());
-        kernels.direct.pack_panels(plan, weight.view(), bias, packed.data);
-        run(plan,
-            [&](Range items, Acc<T>* scratch) { kernels.direct.pixels(plan, from, packed.data, to, items, scratch); });
+      if (const auto pixels = cpu::plan_pixels<T>(merged, transposed, cpu::layout(from), cpu::layout(to))) {
+        Buffer<Acc<T>> packed(pixels->weight_size());
+        kernels.direct.pack_panels(*pixels, weight.view(), bias, packed.data);
+        run(*pixels, [&](Range items, Acc<T>* scratch) {
+          kernels.direct.pixels(*pixels, from, packed.data, to, items, scratch);
+        });
         return;
       }
       const auto plan = cpu::plan_direct<T>(merged, transposed, cpu::layout(from), cpu::layout(to));
