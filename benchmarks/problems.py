@@ -106,10 +106,17 @@ class Problem:
         else:
             forward = lambda: aten_conv(F.pad(x, pad), w, None, *theirs)  # noqa: E731
             grad_input = lambda: F.pad(aten_backward(y, padded, w, None, *theirs, masks[0])[0], crop)  # noqa: E731
+        grad_weight: Callable[[], torch.Tensor] = lambda: aten_backward(y, padded, w, None, *theirs, masks[1])[1]  # noqa: E731
+        loses_format = layout == "channels_last" and (dims == 1 or (dims == 3 and dtype == "float64"))
+        if layer.symmetric and not loses_format and not torch.ops.torch_ext._has_kernel(w, layer.groups):
+            # The composite op calls PyTorch's, and autograd then takes its gradients.
+            op = getattr(torch.ops.torch_ext, f"group_conv{dims}d")
+            composite = list(layer.stride), before, list(layer.dilation), layer.groups
+            our_forward, our_grad_input, our_grad_weight = lambda: op(x, w, None, *composite), grad_input, grad_weight
         return {
             "forward": (forward, our_forward),
             "grad_input": (grad_input, our_grad_input),
-            "grad_weight": (lambda: aten_backward(y, padded, w, None, *theirs, masks[1])[1], our_grad_weight),
+            "grad_weight": (grad_weight, our_grad_weight),
         }
 
     def kernel(self, dtype: str, pass_name: str) -> str:

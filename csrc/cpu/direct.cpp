@@ -66,9 +66,8 @@ void direct_grad_weight(const Geometry& g, const at::Tensor& grad_output, const 
                   [&](Range items, Acc<T>* scratch) { kernel(plan, factor, source, data<T>(sums), items, scratch); });
       add_slices(plan, data<T>(sums), view<T>(grad_weight));
     };
-    if (has_pointwise_grad<T>(g))
-      run(plan_pointwise_grad_weight<T>(merged, layout(factor)), kernels.pointwise_grad_weight,
-          kernels.add_pointwise_grad_weight);
+    if (const auto pixels = plan_pixel_grad_weight<T>(merged, layout(factor), layout(source)))
+      run(*pixels, kernels.pixel_grad_weight, kernels.add_pixel_grad_weight);
     else
       run(plan_direct_grad_weight<T>(merged, layout(factor), layout(source)), kernels.grad_weight,
           kernels.add_grad_weight);

@@ -26,6 +26,13 @@ std::optional<View<T>> with_even_taps(const ConvGeometry<int64_t>& g, View<T> we
   return weight;
 }
 
+// Where a tap lies from the first, counted row by row.
+template <class T>
+int64_t tap_offset(const View<T>& weight, const Triple<int64_t>& kernel, int64_t tap) {
+  return tap / kernel[2] / kernel[1] * weight.spatial[0] + tap / kernel[2] % kernel[1] * weight.spatial[1] +
+         tap % kernel[2] * weight.spatial[2];
+}
+
 // For kernels of one tap that read every position: makes one axis of the three, if they are one in memory.
 template <class T, class U>
 void merge_axes(ConvGeometry<int64_t>* g, View<T>* input, View<U>* output) {
@@ -219,7 +226,7 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
   return p;
 }
 
-// Forward and grad input where the channels of a pixel are adjacent and fill vectors: lanes are targets.
+// Forward and grad input where channels are adjacent, or rows short, and fill vectors: lanes are targets.
 struct PixelPlan {
   Triple<Axis> axes;
   bool transposed;
@@ -242,7 +249,9 @@ struct PixelPlan {
   int64_t bias_size() const { return rows.groups * panels() * panel * lanes; }
   int64_t panel_size() const { return taps() * rows.terms * panel * lanes; }
   int64_t weight_size() const { return rows.groups * panels() * panel_size() + bias_size(); }
-  int64_t target_size() const { return packs_target ? rows.tiling.columns * panel * lanes : 0; }
+  // Also the lines of a vector of targets, where they are not adjacent.
+  int64_t line_pitch() const { return ceil_div(rows.tiling.columns, lanes) * lanes; }
+  int64_t target_size() const { return packs_target ? rows.tiling.columns * panel * lanes + lanes * line_pitch() : 0; }
   int64_t scratch_size() const { return target_size() + (in_place ? 0 : rows.ring_size()); }
   Box item_box(int64_t item) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / blocks());
@@ -251,13 +260,13 @@ struct PixelPlan {
 
 inline constexpr int64_t kPixels = 24;
 inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them, in place
-inline constexpr int64_t kMaxPixelSums = 256;      // parts of at most kTapsPerSum products that a sum has
+inline constexpr int64_t kShortRow = 28;
+inline constexpr int64_t kMaxPixelSums = 256;  // parts of at most kTapsPerSum products that a sum has
 
 // None where other plans are better.
 template <class T>
 std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
   using A = Acc<T>;
-  if (source.channel != 1 || target.channel != 1) return {};
   PixelPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = transposed ? grad_input_axis(g, i) : forward_axis(g, i);
   const Axis& w = p.axes[2];
@@ -270,17 +279,22 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   rows.groups = rows.width = g.groups;
   rows.terms = transposed ? g.out_per_group() : g.in_per_group();
   if (p.targets < p.lanes || p.taps() * ceil_div(rows.terms, kTapsPerSum) > kMaxPixelSums) return {};
-  p.packs_target = !std::same_as<T, A> || p.targets % p.lanes != 0;
+  const bool adjacent = source.channel == 1 && target.channel == 1;
+  // Columns fill vectors badly in short rows. Channels are copied in whole vectors.
+  const bool short_rows = p.taps() > 1 && w.count(0) <= kShortRow && w.source_stride() == 1;
+  if (!adjacent && !(short_rows && rows.terms % p.lanes == 0 && p.targets % p.lanes == 0)) return {};
+  p.packs_target = !std::same_as<T, A> || p.targets % p.lanes != 0 || target.channel != 1;
   const int64_t phases = std::min(w.phases, w.target);
   p.phases = phases <= kMaxGroup && w.unit == 1 ? phases : 1;
   // No tap is outside the image.
   const bool inside = transposed ? w.kernel * w.stride == 1 && w.pad == 0
                                  : w.pad == 0 && (w.target - 1) * w.stride + (w.kernel - 1) * w.dilation < w.source;
-  p.in_place = std::same_as<T, A> && inside;
+  p.in_place = std::same_as<T, A> && inside && source.channel == 1;
 
   // A block has all groups, if they need not be more items and their rows fit in the ring.
   int64_t needed = ceil_div(wanted_parts(g, kPartWork), g.batch);
-  const int64_t rows_cut = p.axes[0].target * std::max<int64_t>(1, p.axes[1].target / kShortestPart);
+  const int64_t rows_cut = p.axes[0].target * std::max<int64_t>(1, p.axes[1].target / kShortestPart) *
+                           (p.in_place ? std::max<int64_t>(1, w.target / kPixels) : 1);
   rows.set_steps(w);
   rows.width = ceil_div(g.groups, std::min(g.groups, ceil_div(needed, rows_cut)));
   for (;; rows.width = ceil_div(rows.width, 2)) {
@@ -308,55 +322,93 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   return p;
 }
 
-// Grad weight of kernels of one tap: a matrix product over positions. Lanes are inputs.
-struct PointwiseGradPlan {
+// Grad weight where the inputs of a group fill vectors: lanes are inputs.
+struct PixelGradPlan {
   Triple<Axis> axes;  // target: grad_output, source: input
   int64_t batch, lanes;
-  int64_t groups, outputs, inputs;      // of a group
+  int64_t groups, outputs, inputs;      // in all, and channels of a group
+  int64_t width;                        // groups in a block
   int64_t output_chunks, input_chunks;  // of a group's; a block has one of each
-  int64_t columns;                      // whose products are summed in registers
+  int64_t columns, tile_rows;           // of grad_output, whose products are summed in registers
+  Triple<int64_t> slots;                // ring of the input's rows: depths, rows; and columns in a row
   bool packs_outputs;                   // grad_output, too, is copied
   Parts parts;
 
-  int64_t blocks() const { return groups * output_chunks * input_chunks; }
+  // Where no column has two taps, only columns that are met are packed.
+  int64_t column_stride() const { return axes[2].kernel == 1 ? axes[2].stride : 1; }
+  // What `count` columns of grad_output meet; it fits if the input and its padding do.
+  int64_t packed_columns(int64_t count) const {
+    const Axis& w = axes[2];
+    return (count - 1) * (w.stride / column_stride()) + (w.kernel - 1) * w.dilation + 1;
+  }
+  int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
+  int64_t blocks() const { return ceil_div(groups, width) * output_chunks * input_chunks; }
   int64_t items() const { return parts.count() * blocks(); }
   int64_t block_outputs() const { return ceil_div(outputs, output_chunks); }
   int64_t block_inputs() const { return ceil_div(ceil_div(inputs, input_chunks), lanes) * lanes; }
-  // In elements. In scratch lie a short sum for each weight of a block, a total and its error; the inputs of some
-  // columns, and their outputs.
-  int64_t sums() const { return block_outputs() * block_inputs(); }
-  int64_t inputs_size() const { return columns * block_inputs(); }
-  int64_t outputs_size() const { return packs_outputs ? columns * ceil_div(block_outputs(), lanes) * lanes : 0; }
-  int64_t scratch_size() const { return 3 * sums() + inputs_size() + outputs_size(); }
-  int64_t slice_size() const { return groups * outputs * inputs; }
+  // In elements. In scratch lie a short sum for each weight of a block, a total and its error; the ring, and rows of
+  // grad_output.
+  int64_t sums() const { return width * block_outputs() * taps() * block_inputs(); }
+  int64_t row_size() const { return width * slots[2] * block_inputs(); }
+  int64_t ring_size() const { return slots[0] * slots[1] * row_size(); }
+  int64_t output_row_size() const { return width * columns * ceil_div(block_outputs(), lanes) * lanes; }
+  int64_t outputs_size() const { return packs_outputs ? tile_rows * output_row_size() : 0; }
+  int64_t scratch_size() const { return 3 * sums() + ring_size() + outputs_size(); }
+  int64_t slice_size() const { return groups * outputs * taps() * inputs; }
   int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].target, slice);
   }
 };
 
-// Whether there are enough inputs for this plan.
-template <class T>
-bool has_pointwise_grad(const ConvGeometry<int64_t>& g) {
-  return kernel_taps(g) == 1 && g.in_per_group() >= kLanes<Acc<T>>;
-}
+inline constexpr int64_t kMaxPixelGradSums = 1 << 13;
 
+// None where other plans are better. For a geometry whose axes may be merged.
 template <class T>
-PointwiseGradPlan plan_pointwise_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output) {
-  PointwiseGradPlan p;
+std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
+  using A = Acc<T>;
+  PixelGradPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
   p.batch = g.batch;
-  p.lanes = kLanes<Acc<T>>;
+  p.lanes = kLanes<A>;
   p.groups = g.groups;
   p.outputs = g.out_per_group();
   p.inputs = g.in_per_group();
-  p.output_chunks = ceil_div(p.outputs, kMaxTargets);
-  p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  p.columns = std::min(g.out[2], kMaxColumns);
+  p.width = p.output_chunks = p.input_chunks = p.tile_rows = 1;
+  if (p.inputs < p.lanes) return {};
+  if (p.taps() == 1) {
+    p.output_chunks = ceil_div(p.outputs, kMaxTargets);
+    p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
+  } else if (4 * p.inputs < 3 * p.block_inputs() || p.sums() > kMaxPixelGradSums) {
+    return {};
+  }
+  const bool adjacent = input.channel == 1;
+  if (adjacent) {
+    const int64_t most = std::max<int64_t>(1, kMaxPixelGradSums / p.sums());
+    p.width = std::min({g.groups, ceil_div(2 * kBlockChannels, p.inputs), most});
+  }
   // Channels of one pixel after the other would share few sets of the L1 cache.
-  p.packs_outputs = !std::same_as<T, Acc<T>> || grad_output.channel == 1;
-  p.parts = slices_for(g, p.blocks());
-  return p;
+  p.packs_outputs = !std::same_as<T, A> || grad_output.channel == 1;
+  const Axis &h = p.axes[1], &w = p.axes[2];
+  for (p.columns = std::min(w.target, kMaxColumns);; p.columns = ceil_div(p.columns, 2)) {
+    p.tile_rows = p.taps() == 1 ? 1 : std::min({kMaxColumns / p.columns, kMaxTileRows, ceil_div(h.target, h.classes)});
+    for (; p.tile_rows > 0; --p.tile_rows) {
+      Tiling t{p.columns, 1, {{p.axes[0].kernel, h.kernel, w.kernel}}, {}, true};
+      detail::set_slots(p.axes, 1, &t);
+      add_rows(&t, h, p.tile_rows);
+      const __int128 row = p.packed_columns(p.columns);
+      const __int128 ring = row * t.slots[0] * t.slots[1] * p.width * p.block_inputs();
+      const bool few_rows = __int128(p.axes[0].kernel) * h.kernel <= kMaxRows && t.slots[0] * t.slots[1] <= kMaxRows;
+      if (few_rows && ring * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) {
+        p.slots = {{t.slots[0], t.slots[1], static_cast<int64_t>(row)}};
+        p.parts = slices_for(g, p.blocks());
+        return p;
+      }
+    }
+    if (p.columns <= p.lanes && p.width > 1)
+      p.width = ceil_div(p.width, 2), p.columns = std::min(w.target, kMaxColumns);
+    else if (p.columns <= p.lanes) return {};
+  }
 }
 
 }  // namespace torch_ext::cpu

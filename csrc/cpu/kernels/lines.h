@@ -109,8 +109,8 @@ void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
 }
 
-// Lines of pixels whose channels are adjacent, one for each group: lines[group][column][channel of the group]. Up to a
-// vector beyond the last column is written.
+// Lines of pixels, one for each group: lines[group][column][channel of the group]. Channels that are not adjacent are
+// whole vectors of a group. Up to a vector beyond the last column is written.
 template <class T>
 void pack_pixels(const T* row, const View<const T>& view, int64_t groups, int64_t terms, int64_t width, Line line,
                  int64_t stride, Acc<T>* lines, int64_t pitch) {
@@ -118,7 +118,13 @@ void pack_pixels(const T* row, const View<const T>& view, int64_t groups, int64_
   const Range existing = existing_columns(line, stride, width);
   const int64_t channels = groups * terms;
   for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch, existing.begin * terms);
-  for (int64_t j = existing.begin; j < existing.end; ++j) {
+  if (view.c != 1 && size(existing) > 0) {
+    const T* const first = row + (line.first + existing.begin * stride) * view.spatial[2];
+    for (int64_t c = 0; c < channels; c += L)
+      pack_columns(first + c * view.c, stride * view.spatial[2], Lanes<Acc<T>>(0, L, {1, 1}, view.c), size(existing),
+                   lines + c / terms * pitch + existing.begin * terms + c % terms, terms);
+  }
+  for (int64_t j = existing.begin; view.c == 1 && j < existing.end; ++j) {
     const T* const pixel = row + (line.first + j * stride) * view.spatial[2];
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t r = 0; r < terms; r += L) {  // what a vector holds beyond the group is overwritten next

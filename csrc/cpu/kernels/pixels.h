@@ -1,7 +1,7 @@
 #pragma once
 
-// Forward and grad input of a convolution with several channels in a group where the channels of a pixel lie side by
-// side and those of a target's group fill vectors: the correlation of direct.h, whose lanes are targets.
+// Forward and grad input of a convolution with several channels in a group where the targets of a group fill vectors,
+// and the channels of a pixel lie side by side or rows are short: the correlation of direct.h, whose lanes are targets.
 //
 // An item is one block of groups of one image, and part of its rows. The weight is packed in panels of a few vectors of
 // targets; for each source pixel and term, one number is read for all lanes. Where every tap meets the image, pixels
@@ -23,8 +23,7 @@ void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>
     const T* const group = weight.data + g * (p.transposed ? terms : p.targets) * weight.n;
     for (int64_t first = 0; first < p.panels() * pitch; first += pitch, to_bias += pitch) {
       for (int64_t tap = 0; tap < p.taps(); ++tap, packed += terms * pitch) {
-        const T* const from = group + tap / kernel[2] / kernel[1] * weight.spatial[0] +
-                              tap / kernel[2] % kernel[1] * weight.spatial[1] + tap % kernel[2] * weight.spatial[2];
+        const T* const from = group + tap_offset(weight, kernel, tap);
         for (int64_t v = 0; v < pitch; v += p.lanes) {
           if (first + v < p.targets)
             pack_columns(from, term_stride, Lanes<A>(first + v, p.targets, {1, 1}, target_stride), terms, packed + v,
@@ -149,13 +148,12 @@ class Pixels {
       for (int64_t i = 0; i < plan_.panels(); ++i) {
         const int64_t first = i * p.step, targets = std::min(p.step, plan_.targets - first);
         const int64_t panel = (first_group_ + g) * plan_.panels() + i;
-        T* const target = to + g * plan_.targets + first;
         p.source_offset = panel * plan_.panel_size();
         p.out = packed_target_;
         p.out_pitch = p.step;
         if constexpr (std::is_same_v<T, A>)
           if (!plan_.packs_target) {
-            p.out = target;
+            p.out = to + g * plan_.targets + first;
             p.out_pitch = column;
           }
         for (int64_t s = 0; s < sums_; ++s) {
@@ -164,9 +162,23 @@ class Pixels {
           p.start_columns = s == 0 ? bias_ + panel * p.step : nullptr;
           add_product_rows(p, count, ceil_div(targets, L));
         }
-        if (plan_.packs_target)
-          for (int64_t j = 0; j < count; ++j) unpack_line(packed_target_ + j * p.step, targets, 1, target + j * column);
+        if (plan_.packs_target) unpack(targets, count, column, to + (g * plan_.targets + first) * target_.c);
       }
+    }
+  }
+
+  // The targets of a panel, rounded, to where they belong.
+  void unpack(int64_t targets, int64_t count, int64_t column, T* to) const {
+    const int64_t step = plan_.panel * L;
+    if (target_.c == 1) {
+      for (int64_t j = 0; j < count; ++j) unpack_line(packed_target_ + j * step, targets, 1, to + j * column);
+      return;
+    }
+    const int64_t pitch = plan_.line_pitch();
+    A* const lines = packed_target_ + plan_.rows.tiling.columns * step;
+    for (int64_t v = 0; v < targets; v += L) {
+      pixels_to_lines(packed_target_ + v, step, L, count, lines, pitch);
+      for (int64_t c = 0; c < L; ++c) unpack_line(lines + c * pitch, count, column, to + (v + c) * target_.c);
     }
   }
 

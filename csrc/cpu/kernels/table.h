@@ -40,10 +40,10 @@ struct DirectKernels {
   void (*pack_panels)(const PixelPlan&, View<const T> weight, const T* bias, Acc<T>* packed_weight);
   void (*pixels)(const PixelPlan&, View<const T> source, const Acc<T>* packed_weight, View<T> target, Range items,
                  Acc<T>* scratch);
-  // Where has_pointwise_grad() holds.
-  void (*pointwise_grad_weight)(const PointwiseGradPlan&, View<const T> grad_output, View<const T> input,
-                                Acc<T>* partial_sums, Range items, Acc<T>* scratch);
-  void (*add_pointwise_grad_weight)(const PointwiseGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
+  // Where there is a PixelGradPlan.
+  void (*pixel_grad_weight)(const PixelGradPlan&, View<const T> grad_output, View<const T> input, Acc<T>* partial_sums,
+                            Range items, Acc<T>* scratch);
+  void (*add_pixel_grad_weight)(const PixelGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
 };
 
 template <class T>

@@ -7,8 +7,8 @@
 #include "direct_gradients.h"
 #include "grad_strips.h"
 #include "gradients.h"
+#include "pixel_gradients.h"
 #include "pixels.h"
-#include "pointwise_gradients.h"
 #include "strips.h"
 #include "weights.h"
 
@@ -82,9 +82,9 @@ struct DirectConv {
     Pixels<T> kernel(plan, source, weight, target, scratch);
     for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
   }
-  static void pointwise_grad_weight(const PointwiseGradPlan& plan, View<const T> grad_output, View<const T> input,
-                                    A* partial_sums, Range items, A* scratch) {
-    PointwiseGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
+  static void pixel_grad_weight(const PixelGradPlan& plan, View<const T> grad_output, View<const T> input,
+                                A* partial_sums, Range items, A* scratch) {
+    PixelGradWeight<T> kernel(plan, grad_output, input, partial_sums, scratch);
     for (int64_t item = items.begin; item < items.end; ++item) kernel.item(item);
   }
 
@@ -94,8 +94,8 @@ struct DirectConv {
             .add_grad_weight = add_direct_grad_weight<T>,
             .pack_panels = pack_panels<T>,
             .pixels = pixels,
-            .pointwise_grad_weight = pointwise_grad_weight,
-            .add_pointwise_grad_weight = add_pointwise_grad_weight<T>};
+            .pixel_grad_weight = pixel_grad_weight,
+            .add_pixel_grad_weight = add_pixel_grad_weight<T>};
   }
 };
 

@@ -275,9 +275,8 @@ struct Runner {
                  kernels.depthwise.add_grad_weight);
     Geometry merged = g;
     cpu::merge_axes(&merged, &source, &factor);
-    if (cpu::has_pointwise_grad<T>(g))
-      return sum(cpu::plan_pointwise_grad_weight<T>(merged, cpu::layout(factor)), kernels.direct.pointwise_grad_weight,
-                 kernels.direct.add_pointwise_grad_weight);
+    if (const auto pixels = cpu::plan_pixel_grad_weight<T>(merged, cpu::layout(factor), cpu::layout(source)))
+      return sum(*pixels, kernels.direct.pixel_grad_weight, kernels.direct.add_pixel_grad_weight);
     sum(cpu::plan_direct_grad_weight<T>(merged, cpu::layout(factor), cpu::layout(source)), kernels.direct.grad_weight,
         kernels.direct.add_grad_weight);
   }

@@ -1,0 +1,209 @@
+#pragma once
+
+// Grad weight of a convolution with several channels in a group, where the inputs of a group fill vectors:
+//
+//   grad_weight[c, r, t] = sum over n, o of grad_output[n, c, o] * input[n, first(c) + r, position(o, t)]
+//
+// with first and position as in direct.h: for each group and tap a matrix product over positions.
+//
+// An item is one block of groups (or of the outputs and inputs of one) and one slice of the positions. Lanes are
+// inputs: rows of the input are packed so that those of a position lie side by side; of grad_output one number is read
+// for all lanes, where it lies or from such a copy. Sums are added as in direct_gradients.h.
+#include "lines.h"
+#include "products.h"
+#include "tiles.h"
+#include "weights.h"
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+template <class T>
+class PixelGradWeight {
+  using A = Acc<T>;
+  static constexpr int64_t L = kLanes<A>;
+
+ public:
+  PixelGradWeight(const PixelGradPlan& plan, View<const T> grad_output, View<const T> input, A* partial_sums,
+                  A* scratch)
+      : plan_(plan),
+        grad_output_(grad_output),
+        input_(input),
+        partial_sums_(partial_sums),
+        sums_(scratch),
+        totals_(sums_ + plan.sums()),
+        ring_(totals_ + 2 * plan.sums()),
+        packed_outputs_(ring_ + plan.ring_size()) {}
+
+  void item(int64_t index) {
+    const int64_t block = index % plan_.blocks(), slice = index / plan_.blocks();
+    box_ = plan_.slice_box(slice);
+    first_group_ = block / plan_.input_chunks / plan_.output_chunks * plan_.width;
+    groups_ = std::min(plan_.width, plan_.groups - first_group_);
+    outputs_ = part(plan_.outputs, plan_.output_chunks, block / plan_.input_chunks % plan_.output_chunks);
+    inputs_ = part(plan_.inputs, plan_.input_chunks, block % plan_.input_chunks);
+    pixel_ = ceil_div(size(inputs_), L) * L;
+    fill_zero(sums_, sum_count());
+    summed_ = 0;
+    has_totals_ = false;
+    const Axis &d = plan_.axes[0], &h = plan_.axes[1];
+    const int64_t tiles = ceil_div(size(box_.w), plan_.columns);
+    for (int64_t n = box_.n.begin; n < box_.n.end; ++n)
+      for (int64_t i = 0; i < tiles; ++i) {
+        const Range columns = part(size(box_.w), tiles, i);
+        columns_ = {box_.w.begin + columns.begin, box_.w.begin + columns.end};
+        std::fill_n(tags_, plan_.slots[0] * plan_.slots[1], -1);
+        for (int64_t id = box_.d.begin; id < box_.d.end; ++id)  // rows of one class are neighbours in the ring
+          for (int64_t fh = box_.h.begin; fh < box_.h.end && fh < box_.h.begin + h.classes; ++fh)
+            for (int64_t ih = fh; ih < box_.h.end; ih += h.classes * plan_.tile_rows)
+              rows(n, id, ih, TapWalk(d, id, {0, d.kernel}, plan_.slots[0]));
+      }
+    if (has_totals_) add_to_totals();
+    store_sums(partial_sums_ + slice * plan_.slice_size());
+  }
+
+ private:
+  int64_t sum_count() const { return groups_ * size(outputs_) * plan_.taps() * pixel_; }
+  int64_t output_pixel() const { return ceil_div(size(outputs_), L) * L; }
+
+  void add_to_totals() {
+    add_short_sums(sums_, sum_count() / L, totals_, &has_totals_);
+    summed_ = 0;
+  }
+
+  // Rows h, h + classes, ... of grad_output, and those of the input that they meet.
+  void rows(int64_t n, int64_t d, int64_t h, const TapWalk& depths) {
+    const Axis& axis = plan_.axes[1];
+    const int64_t count = std::min(plan_.tile_rows, ceil_div(box_.h.end - h, axis.classes));
+    summed_ += count * size(columns_);
+    if (summed_ > kShortSum) add_to_totals();
+    // For each row of the kernel, the rows that it brings together.
+    const int64_t kernel_rows = plan_.axes[0].kernel * axis.kernel;
+    std::fill_n(meetings_, kernel_rows, 0);
+    for (int64_t i = 0; i < count; ++i) {
+      const A* outputs = nullptr;
+      for (TapWalk td = depths; td.count > 0; td.next())
+        for (TapWalk th(axis, h + i * axis.classes, {0, axis.kernel}, plan_.slots[1]); th.count > 0; th.next()) {
+          if (!outputs) outputs = output_row(n, d, h + i * axis.classes, i);
+          const int64_t row = td.tap * axis.kernel + th.tap;
+          met_[row][meetings_[row]++] = {input_row(n, td, th), outputs, size(columns_)};
+        }
+    }
+    for (int64_t row = 0; row < kernel_rows; ++row)
+      if (meetings_[row] > 0) sum(row);
+  }
+
+  // A row of the input from the first column that the first tap meets: [group][column][input].
+  const A* input_row(int64_t n, const TapWalk& d, const TapWalk& h) {
+    const int64_t slot = d.slot * plan_.slots[1] + h.slot, tag = d.source * plan_.axes[1].source + h.source;
+    A* const packed = ring_ + slot * plan_.row_size();
+    if (tags_[slot] == tag) return packed;
+    tags_[slot] = tag;
+    const Axis& w = plan_.axes[2];
+    const int64_t stride = plan_.column_stride();
+    const Line line{w.phase(0).source(columns_.begin, 0), plan_.packed_columns(size(columns_))};
+    const Range existing = existing_columns(line, stride, w.source);
+    const T* from = input_.at(n, first_group_ * plan_.inputs + inputs_.begin) + d.source * input_.spatial[0] +
+                    h.source * input_.spatial[1];
+    if (size(existing) > 0) from += (line.first + existing.begin * stride) * input_.spatial[2];
+    for (int64_t g = 0; g < groups_; ++g, from += plan_.inputs * input_.c) {
+      A* const to = packed + g * plan_.slots[2] * pixel_;
+      fill_zero(to, existing.begin * pixel_);
+      pack(from, input_.c, stride * input_.spatial[2], size(inputs_), size(existing), to + existing.begin * pixel_);
+      fill_zero(to + existing.end * pixel_, (line.count - existing.end) * pixel_);
+    }
+    return packed;
+  }
+
+  // A row of grad_output, where it lies or as [group][column][output].
+  const A* output_row(int64_t n, int64_t d, int64_t h, int64_t slot) {
+    const T* from = grad_output_.at(n, first_group_ * plan_.outputs + outputs_.begin) + d * grad_output_.spatial[0] +
+                    h * grad_output_.spatial[1] + columns_.begin * grad_output_.spatial[2];
+    if constexpr (std::is_same_v<T, A>)
+      if (!plan_.packs_outputs) return from;
+    A* const packed = packed_outputs_ + slot * plan_.output_row_size();
+    for (int64_t g = 0; g < groups_; ++g, from += plan_.outputs * grad_output_.c)
+      pack(from, grad_output_.c, grad_output_.spatial[2], size(outputs_), size(columns_),
+           packed + g * plan_.columns * output_pixel());
+    return packed;
+  }
+
+  // The channels of each column side by side, up to a whole vector.
+  static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed) {
+    const int64_t pitch = ceil_div(channels, L) * L;
+    if (channel == 1 && channels > L) {
+      for (int64_t j = 0; j < count; ++j) pack_line(from + j * column, 1, channels, packed + j * pitch);
+      return;
+    }
+    for (int64_t v = 0; v < channels; v += L)
+      pack_columns(from + v * channel, count > 1 ? column : 0, Lanes<A>(0, channels - v, {1, 1}, channel), count,
+                   packed + v, pitch);
+  }
+
+  // Adds the products of the rows that a row of the kernel brings together.
+  void sum(int64_t kernel_row) {
+    const Axis& w = plan_.axes[2];
+    const int64_t outputs = size(outputs_), taps = plan_.taps();
+    Products<A> p{};
+    p.lines = met_[kernel_row];
+    p.line_count = meetings_[kernel_row];
+    p.step = w.stride / plan_.column_stride() * pixel_;
+    p.weight_step = plan_.packs_outputs ? output_pixel() : grad_output_.spatial[2];
+    p.weight_output = plan_.packs_outputs ? 1 : grad_output_.c;
+    p.out_pitch = taps * pixel_;
+    const int64_t group_outputs = plan_.packs_outputs ? plan_.columns * output_pixel() : plan_.outputs * grad_output_.c;
+    const int64_t tiles = ceil_div(outputs, std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3)));
+    for (int64_t g = 0; g < groups_; ++g)
+      for (int64_t t = 0; t < w.kernel; ++t)
+        for (int64_t i = 0; i < tiles; ++i) {
+          const Range tile = part(outputs, tiles, i);
+          p.source_offset = (g * plan_.slots[2] + t * w.dilation) * pixel_;
+          p.weight_offset = g * group_outputs + tile.begin * p.weight_output;
+          p.out = sums_ + ((g * outputs + tile.begin) * taps + kernel_row * w.kernel + t) * pixel_;
+          add_products(p, size(tile), pixel_ / L);
+        }
+  }
+
+  // partial[output][tap][input]
+  void store_sums(A* partial) const {
+    const A* sums = has_totals_ ? totals_ : sums_;
+    const int64_t step = has_totals_ ? 2 : 1, taps = plan_.taps();
+    for (int64_t i = 0; i < groups_ * size(outputs_); ++i) {
+      const int64_t output = (first_group_ + i / size(outputs_)) * plan_.outputs + outputs_.begin + i % size(outputs_);
+      for (int64_t t = 0; t < taps; ++t, sums += step * pixel_)
+        for (int64_t r = 0; r < size(inputs_); r += L)
+          store_partial(partial + (output * taps + t) * plan_.inputs + inputs_.begin + r, Vec<A>::load(sums + step * r),
+                        std::min(L, size(inputs_) - r));
+    }
+  }
+
+  const PixelGradPlan& plan_;
+  const View<const T> grad_output_, input_;
+  A* const partial_sums_;
+  A* const sums_;            // [group][output][tap][input], of about kShortSum positions
+  A* const totals_;          // of sums, with the rounding error so far
+  A* const ring_;            // packed rows of the input, a direct-mapped cache
+  A* const packed_outputs_;  // rows of grad_output
+
+  Box box_;
+  int64_t first_group_, groups_;
+  Range outputs_, inputs_;  // of each group
+  int64_t pixel_;           // packed inputs of a position
+  Range columns_;
+  int64_t tags_[kMaxRows];
+  TapLine<A> met_[kMaxRows][kMaxTileRows];  // by row of the kernel
+  int64_t meetings_[kMaxRows];
+  int64_t summed_;  // positions since the sums were last added to the totals
+  bool has_totals_;
+};
+
+// Adds the slices in order, into the first of them, and stores them as the weight lies.
+template <class T>
+void add_pixel_grad_weight(const PixelGradPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
+  add_slices(p.parts.count(), p.slice_size(), partial_sums);
+  const Acc<T>* from = partial_sums;
+  const Triple<int64_t> kernel{{p.axes[0].kernel, p.axes[1].kernel, p.axes[2].kernel}};
+  for (int64_t c = 0; c < p.groups * p.outputs; ++c)
+    for (int64_t t = 0; t < p.taps(); ++t, from += p.inputs)
+      unpack_line(from, p.inputs, grad_weight.c, grad_weight.at(c, 0) + tap_offset(grad_weight, kernel, t));
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA
