@@ -51,10 +51,10 @@ bool has_narrow_groups(const ConvGeometry<Int>& g) {
   return g.groups > 1 && !is_depthwise(g) && (g.in_per_group() < 16 || g.out_per_group() < 16);
 }
 
-// Groups of many taps, as in HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak there.
+// Groups of long rows of taps, as in HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak.
 template <class Int>
 bool has_long_kernels(const ConvGeometry<Int>& g) {
-  return g.groups > 1 && g.kernel[0] * g.kernel[1] * g.kernel[2] >= 64;
+  return g.groups > 1 && g.kernel[2] >= 64;
 }
 
 // Dense, of one tap and few channels.

@@ -322,7 +322,7 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   return p;
 }
 
-// Grad weight where the inputs of a group fill vectors: lanes are inputs.
+// Grad weight where the inputs of a group fill vectors, or its outputs: these are lanes.
 struct PixelGradPlan {
   Triple<Axis> axes;  // target: grad_output, source: input
   int64_t batch, lanes;
@@ -331,7 +331,8 @@ struct PixelGradPlan {
   int64_t output_chunks, input_chunks;  // of a group's; a block has one of each
   int64_t columns, tile_rows;           // of grad_output, whose products are summed in registers
   Triple<int64_t> slots;                // ring of the input's rows: depths, rows; and columns in a row
-  bool packs_outputs;                   // grad_output, too, is copied
+  bool lanes_are_outputs;
+  bool packs_outputs;  // grad_output, too, is copied
   Parts parts;
 
   // Where no column has two taps, only columns that are met are packed.
@@ -344,14 +345,23 @@ struct PixelGradPlan {
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
   int64_t blocks() const { return ceil_div(groups, width) * output_chunks * input_chunks; }
   int64_t items() const { return parts.count() * blocks(); }
+  int64_t padded(int64_t channels) const { return ceil_div(channels, lanes) * lanes; }
   int64_t block_outputs() const { return ceil_div(outputs, output_chunks); }
-  int64_t block_inputs() const { return ceil_div(ceil_div(inputs, input_chunks), lanes) * lanes; }
+  int64_t block_inputs() const { return ceil_div(inputs, input_chunks); }
   // In elements. In scratch lie a short sum for each weight of a block, a total and its error; the ring, and rows of
   // grad_output.
-  int64_t sums() const { return width * block_outputs() * taps() * block_inputs(); }
-  int64_t row_size() const { return width * slots[2] * block_inputs(); }
+  int64_t sums() const {
+    return width * taps() *
+           (lanes_are_outputs ? padded(block_outputs()) * block_inputs() : block_outputs() * padded(block_inputs()));
+  }
+  // Of a position. Without padding, the inputs of taps side by side are numbers side by side.
+  int64_t input_pixel(int64_t channels) const { return lanes_are_outputs ? channels : padded(channels); }
+  int64_t group_row_size() const {
+    return slots[2] * input_pixel(block_inputs()) + lanes;
+  }  // see PixelGradWeight::pack
+  int64_t row_size() const { return width * group_row_size(); }
   int64_t ring_size() const { return slots[0] * slots[1] * row_size(); }
-  int64_t output_row_size() const { return width * columns * ceil_div(block_outputs(), lanes) * lanes; }
+  int64_t output_row_size() const { return width * columns * padded(block_outputs()); }
   int64_t outputs_size() const { return packs_outputs ? tile_rows * output_row_size() : 0; }
   int64_t scratch_size() const { return 3 * sums() + ring_size() + outputs_size(); }
   int64_t slice_size() const { return groups * outputs * taps() * inputs; }
@@ -375,20 +385,23 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
   p.outputs = g.out_per_group();
   p.inputs = g.in_per_group();
   p.width = p.output_chunks = p.input_chunks = p.tile_rows = 1;
-  if (p.inputs < p.lanes) return {};
-  if (p.taps() == 1) {
+  const auto waste = [&](int64_t channels) { return p.padded(channels) - channels; };
+  p.lanes_are_outputs = p.inputs < p.lanes;
+  if ((p.lanes_are_outputs ? p.outputs : p.inputs) < p.lanes) return {};
+  if (p.taps() == 1 && !p.lanes_are_outputs) {
     p.output_chunks = ceil_div(p.outputs, kMaxTargets);
     p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  } else if (4 * p.inputs < 3 * p.block_inputs() || p.sums() > kMaxPixelGradSums) {
+  } else if (3 * waste(p.lanes_are_outputs ? p.outputs : p.inputs) > (p.lanes_are_outputs ? p.outputs : p.inputs) ||
+             p.sums() > kMaxPixelGradSums) {
     return {};
   }
   const bool adjacent = input.channel == 1;
   if (adjacent) {
     const int64_t most = std::max<int64_t>(1, kMaxPixelGradSums / p.sums());
-    p.width = std::min({g.groups, ceil_div(2 * kBlockChannels, p.inputs), most});
+    p.width = std::min({g.groups, ceil_div(2 * kBlockChannels, std::min(p.inputs, p.outputs)), most});
   }
   // Channels of one pixel after the other would share few sets of the L1 cache.
-  p.packs_outputs = !std::same_as<T, A> || grad_output.channel == 1;
+  p.packs_outputs = !std::same_as<T, A> || grad_output.channel == 1 || p.lanes_are_outputs;
   const Axis &h = p.axes[1], &w = p.axes[2];
   for (p.columns = std::min(w.target, kMaxColumns);; p.columns = ceil_div(p.columns, 2)) {
     p.tile_rows = p.taps() == 1 ? 1 : std::min({kMaxColumns / p.columns, kMaxTileRows, ceil_div(h.target, h.classes)});
@@ -397,7 +410,7 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
       detail::set_slots(p.axes, 1, &t);
       add_rows(&t, h, p.tile_rows);
       const __int128 row = p.packed_columns(p.columns);
-      const __int128 ring = row * t.slots[0] * t.slots[1] * p.width * p.block_inputs();
+      const __int128 ring = row * t.slots[0] * t.slots[1] * p.width * p.input_pixel(p.block_inputs());
       const bool few_rows = __int128(p.axes[0].kernel) * h.kernel <= kMaxRows && t.slots[0] * t.slots[1] <= kMaxRows;
       if (few_rows && ring * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) {
         p.slots = {{t.slots[0], t.slots[1], static_cast<int64_t>(row)}};

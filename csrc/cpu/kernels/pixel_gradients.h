@@ -1,6 +1,6 @@
 #pragma once
 
-// Grad weight of a convolution with several channels in a group, where the inputs of a group fill vectors:
+// Grad weight of a convolution with several channels in a group, where its inputs fill vectors, or its outputs:
 //
 //   grad_weight[c, r, t] = sum over n, o of grad_output[n, c, o] * input[n, first(c) + r, position(o, t)]
 //
@@ -40,7 +40,10 @@ class PixelGradWeight {
     groups_ = std::min(plan_.width, plan_.groups - first_group_);
     outputs_ = part(plan_.outputs, plan_.output_chunks, block / plan_.input_chunks % plan_.output_chunks);
     inputs_ = part(plan_.inputs, plan_.input_chunks, block % plan_.input_chunks);
-    pixel_ = ceil_div(size(inputs_), L) * L;
+    input_pixel_ = plan_.input_pixel(size(inputs_));
+    output_pixel_ = plan_.padded(size(outputs_));
+    pixel_ = plan_.lanes_are_outputs ? output_pixel_ : input_pixel_;
+    factors_ = size(plan_.lanes_are_outputs ? inputs_ : outputs_);
     fill_zero(sums_, sum_count());
     summed_ = 0;
     has_totals_ = false;
@@ -61,8 +64,7 @@ class PixelGradWeight {
   }
 
  private:
-  int64_t sum_count() const { return groups_ * size(outputs_) * plan_.taps() * pixel_; }
-  int64_t output_pixel() const { return ceil_div(size(outputs_), L) * L; }
+  int64_t sum_count() const { return groups_ * factors_ * plan_.taps() * pixel_; }
 
   void add_to_totals() {
     add_short_sums(sums_, sum_count() / L, totals_, &has_totals_);
@@ -84,7 +86,9 @@ class PixelGradWeight {
         for (TapWalk th(axis, h + i * axis.classes, {0, axis.kernel}, plan_.slots[1]); th.count > 0; th.next()) {
           if (!outputs) outputs = output_row(n, d, h + i * axis.classes, i);
           const int64_t row = td.tap * axis.kernel + th.tap;
-          met_[row][meetings_[row]++] = {input_row(n, td, th), outputs, size(columns_)};
+          const A* const inputs = input_row(n, td, th);
+          met_[row][meetings_[row]++] = plan_.lanes_are_outputs ? TapLine<A>{outputs, inputs, size(columns_)}
+                                                                : TapLine<A>{inputs, outputs, size(columns_)};
         }
     }
     for (int64_t row = 0; row < kernel_rows; ++row)
@@ -105,10 +109,11 @@ class PixelGradWeight {
                     h.source * input_.spatial[1];
     if (size(existing) > 0) from += (line.first + existing.begin * stride) * input_.spatial[2];
     for (int64_t g = 0; g < groups_; ++g, from += plan_.inputs * input_.c) {
-      A* const to = packed + g * plan_.slots[2] * pixel_;
-      fill_zero(to, existing.begin * pixel_);
-      pack(from, input_.c, stride * input_.spatial[2], size(inputs_), size(existing), to + existing.begin * pixel_);
-      fill_zero(to + existing.end * pixel_, (line.count - existing.end) * pixel_);
+      A* const to = packed + g * plan_.group_row_size();
+      fill_zero(to, existing.begin * input_pixel_);
+      pack(from, input_.c, stride * input_.spatial[2], size(inputs_), size(existing),
+           to + existing.begin * input_pixel_, input_pixel_);
+      fill_zero(to + existing.end * input_pixel_, (line.count - existing.end) * input_pixel_);
     }
     return packed;
   }
@@ -122,13 +127,13 @@ class PixelGradWeight {
     A* const packed = packed_outputs_ + slot * plan_.output_row_size();
     for (int64_t g = 0; g < groups_; ++g, from += plan_.outputs * grad_output_.c)
       pack(from, grad_output_.c, grad_output_.spatial[2], size(outputs_), size(columns_),
-           packed + g * plan_.columns * output_pixel());
+           packed + g * plan_.columns * output_pixel_, output_pixel_);
     return packed;
   }
 
-  // The channels of each column side by side, up to a whole vector.
-  static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed) {
-    const int64_t pitch = ceil_div(channels, L) * L;
+  // The channels of each column side by side. Up to a vector beyond the last column is written.
+  static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed,
+                   int64_t pitch) {
     if (channel == 1 && channels > L) {
       for (int64_t j = 0; j < count; ++j) pack_line(from + j * column, 1, channels, packed + j * pitch);
       return;
@@ -141,52 +146,73 @@ class PixelGradWeight {
   // Adds the products of the rows that a row of the kernel brings together.
   void sum(int64_t kernel_row) {
     const Axis& w = plan_.axes[2];
-    const int64_t outputs = size(outputs_), taps = plan_.taps();
+    const bool swapped = plan_.lanes_are_outputs;
+    const int64_t taps = plan_.taps();
+    // From column to column, channel to channel and group to group.
+    struct Steps {
+      int64_t column, channel, group;
+    };
+    const Steps input{w.stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()};
+    const Steps output = plan_.packs_outputs
+                             ? Steps{output_pixel_, 1, plan_.columns * output_pixel_}
+                             : Steps{grad_output_.spatial[2], grad_output_.c, plan_.outputs * grad_output_.c};
+    const Steps &source = swapped ? output : input, &factor = swapped ? input : output;
     Products<A> p{};
     p.lines = met_[kernel_row];
     p.line_count = meetings_[kernel_row];
-    p.step = w.stride / plan_.column_stride() * pixel_;
-    p.weight_step = plan_.packs_outputs ? output_pixel() : grad_output_.spatial[2];
-    p.weight_output = plan_.packs_outputs ? 1 : grad_output_.c;
-    p.out_pitch = taps * pixel_;
-    const int64_t group_outputs = plan_.packs_outputs ? plan_.columns * output_pixel() : plan_.outputs * grad_output_.c;
-    const int64_t tiles = ceil_div(outputs, std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3)));
+    p.step = source.column;
+    p.weight_step = factor.column;
+    p.weight_output = factor.channel;
+    // Where taps are side by side, their inputs are like more inputs.
+    const int64_t at_once = swapped && w.dilation == 1 ? w.kernel : 1, factors = at_once * factors_;
+    const int64_t tiles = ceil_div(factors, std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3)));
+    p.out_pitch = swapped ? pixel_ : taps * pixel_;
     for (int64_t g = 0; g < groups_; ++g)
-      for (int64_t t = 0; t < w.kernel; ++t)
+      for (int64_t t = 0; t < w.kernel; t += at_once)
         for (int64_t i = 0; i < tiles; ++i) {
-          const Range tile = part(outputs, tiles, i);
-          p.source_offset = (g * plan_.slots[2] + t * w.dilation) * pixel_;
-          p.weight_offset = g * group_outputs + tile.begin * p.weight_output;
-          p.out = sums_ + ((g * outputs + tile.begin) * taps + kernel_row * w.kernel + t) * pixel_;
+          const Range tile = part(factors, tiles, i);
+          const int64_t offset = t * w.dilation * input_pixel_, tap = kernel_row * w.kernel + t;
+          p.source_offset = g * source.group + (swapped ? 0 : offset);
+          p.weight_offset = g * factor.group + tile.begin * factor.channel + (swapped ? offset : 0);
+          p.out = sums_ + g * factors_ * taps * pixel_ +
+                  (swapped ? tap * factors_ + tile.begin : tile.begin * taps + tap) * pixel_;
           add_products(p, size(tile), pixel_ / L);
         }
   }
 
-  // partial[output][tap][input]
+  // partial[output][tap][input], or [group][tap][input][output]
   void store_sums(A* partial) const {
     const A* sums = has_totals_ ? totals_ : sums_;
     const int64_t step = has_totals_ ? 2 : 1, taps = plan_.taps();
-    for (int64_t i = 0; i < groups_ * size(outputs_); ++i) {
-      const int64_t output = (first_group_ + i / size(outputs_)) * plan_.outputs + outputs_.begin + i % size(outputs_);
-      for (int64_t t = 0; t < taps; ++t, sums += step * pixel_)
-        for (int64_t r = 0; r < size(inputs_); r += L)
-          store_partial(partial + (output * taps + t) * plan_.inputs + inputs_.begin + r, Vec<A>::load(sums + step * r),
-                        std::min(L, size(inputs_) - r));
-    }
+    const auto store = [&](int64_t row, int64_t lanes, Range in_lanes) {
+      for (int64_t r = 0; r < size(in_lanes); r += L)
+        store_partial(partial + row * lanes + in_lanes.begin + r, Vec<A>::load(sums + step * r),
+                      std::min(L, size(in_lanes) - r));
+      sums += step * pixel_;
+    };
+    for (int64_t g = first_group_; g < first_group_ + groups_; ++g)
+      if (plan_.lanes_are_outputs)
+        for (int64_t t = 0; t < taps; ++t)
+          for (int64_t r = inputs_.begin; r < inputs_.end; ++r)
+            store((g * taps + t) * plan_.inputs + r, plan_.outputs, outputs_);
+      else
+        for (int64_t c = outputs_.begin; c < outputs_.end; ++c)
+          for (int64_t t = 0; t < taps; ++t) store((g * plan_.outputs + c) * taps + t, plan_.inputs, inputs_);
   }
 
   const PixelGradPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
-  A* const sums_;            // [group][output][tap][input], of about kShortSum positions
+  A* const sums_;            // [group][output][tap][input], or [tap][input][output], of about kShortSum positions
   A* const totals_;          // of sums, with the rounding error so far
   A* const ring_;            // packed rows of the input, a direct-mapped cache
   A* const packed_outputs_;  // rows of grad_output
 
   Box box_;
   int64_t first_group_, groups_;
-  Range outputs_, inputs_;  // of each group
-  int64_t pixel_;           // packed inputs of a position
+  Range outputs_, inputs_;              // of each group
+  int64_t input_pixel_, output_pixel_;  // packed channels of a position
+  int64_t factors_, pixel_;             // channels that are not lanes; packed ones that are
   Range columns_;
   int64_t tags_[kMaxRows];
   TapLine<A> met_[kMaxRows][kMaxTileRows];  // by row of the kernel
@@ -201,9 +227,17 @@ void add_pixel_grad_weight(const PixelGradPlan& p, Acc<T>* partial_sums, View<T>
   add_slices(p.parts.count(), p.slice_size(), partial_sums);
   const Acc<T>* from = partial_sums;
   const Triple<int64_t> kernel{{p.axes[0].kernel, p.axes[1].kernel, p.axes[2].kernel}};
-  for (int64_t c = 0; c < p.groups * p.outputs; ++c)
-    for (int64_t t = 0; t < p.taps(); ++t, from += p.inputs)
-      unpack_line(from, p.inputs, grad_weight.c, grad_weight.at(c, 0) + tap_offset(grad_weight, kernel, t));
+  const auto offset = [&](int64_t tap) { return tap_offset(grad_weight, kernel, tap); };
+  if (!p.lanes_are_outputs) {
+    for (int64_t c = 0; c < p.groups * p.outputs; ++c)
+      for (int64_t t = 0; t < p.taps(); ++t, from += p.inputs)
+        unpack_line(from, p.inputs, grad_weight.c, grad_weight.at(c, 0) + offset(t));
+    return;
+  }
+  for (int64_t g = 0; g < p.groups; ++g)
+    for (int64_t t = 0; t < p.taps(); ++t)
+      for (int64_t r = 0; r < p.inputs; ++r, from += p.outputs)
+        unpack_line(from, p.outputs, grad_weight.n, grad_weight.at(g * p.outputs, r) + offset(t));
 }
 
 }  // namespace torch_ext::cpu::TORCH_EXT_ISA

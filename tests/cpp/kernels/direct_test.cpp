@@ -72,6 +72,9 @@ TEST_P(Direct, Pixels) {
           c.weight_layout = kLayouts[i / 2 % 3];
           ++i;
           check_direct(c);
+          c.input_layout = kLayouts[i / 2 % 4];
+          c.output_layout = kLayouts[i / 8 % 3];
+          if (inputs % 8 == 0 && outputs % 8 == 0) check_direct(c);  // rows are short
         }
   // Sums of more than kTapsPerSum products, rows in several tiles, blocks of groups.
   Case c = groups_of(2, 150, 16, 9, 3);
