@@ -69,7 +69,8 @@ struct TileStep {
   int64_t source, weight, out;
 };
 
-template <class A, int kOutputs, int kVectors>
+// kStep: weight_output, if it is known: then addresses take no registers.
+template <class A, int kOutputs, int kVectors, int kStep = 0>
 __attribute__((noinline)) void add_products(const Products<A>& products, int64_t count, TileStep step) {
   constexpr int64_t L = kLanes<A>;
   Products<A> p = products;  // else the compiler must assume that every vector it stores changes the numbers here
@@ -90,7 +91,7 @@ __attribute__((noinline)) void add_products(const Products<A>& products, int64_t
       const A* source = line->source + p.source_offset;
       const A* weight = line->weight + p.weight_offset;
       for (int64_t t = line->taps; t > 0; --t, source += p.step, weight += p.weight_step)
-        add_tap<A, kOutputs, kVectors>(source, weight, p.weight_output, sum);
+        add_tap<A, kOutputs, kVectors>(source, weight, kStep > 0 ? kStep : p.weight_output, sum);
     }
     A* out = p.out;
     TORCH_EXT_UNROLL
@@ -128,25 +129,33 @@ void add_products(const Products<A>& p, int64_t outputs, int64_t row_vectors) {
   });
 }
 
+template <class A, int kMost, int kVectors, int kStep = 0>
+void add_product_rows(const Products<A>& p, int64_t rows) {
+  const int64_t tiles = ceil_div(rows, kMost), in_tile = ceil_div(rows, tiles);
+  const int64_t whole = rows - tiles * (in_tile - 1);  // tiles of so many; the others have one fewer
+  with_count<kMost>(in_tile, [&]<int kRows>() {
+    add_products<A, kRows, kVectors, kStep>(p, whole, {0, kRows * p.weight_output, kRows * p.out_pitch});
+    if constexpr (kRows > 1) {
+      if (whole == tiles) return;
+      Products<A> rest = p;
+      rest.weight_offset += whole * kRows * p.weight_output;
+      rest.out += whole * kRows * p.out_pitch;
+      const TileStep step{0, (kRows - 1) * p.weight_output, (kRows - 1) * p.out_pitch};
+      add_products<A, kRows - 1, kVectors, kStep>(rest, tiles - whole, step);
+    }
+  });
+}
+
 // `rows` rows of `vectors` vectors that all have the same source, in register tiles of nearly the same size.
 template <class A>
 void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
-  with_count<3>(vectors, [&]<int kVectors>() {
-    constexpr int kMost = static_cast<int>(std::min(kMaxSums / kVectors, kMaxOutputs));  // more want more addresses
-    const int64_t tiles = ceil_div(rows, kMost), in_tile = ceil_div(rows, tiles);
-    const int64_t whole = rows - tiles * (in_tile - 1);  // tiles of so many; the others have one fewer
-    with_count<kMost>(in_tile, [&]<int kRows>() {
-      add_products<A, kRows, kVectors>(p, whole, {0, kRows * p.weight_output, kRows * p.out_pitch});
-      if constexpr (kRows > 1) {
-        if (whole == tiles) return;
-        Products<A> rest = p;
-        rest.weight_offset += whole * kRows * p.weight_output;
-        rest.out += whole * kRows * p.out_pitch;
-        const TileStep step{0, (kRows - 1) * p.weight_output, (kRows - 1) * p.out_pitch};
-        add_products<A, kRows - 1, kVectors>(rest, tiles - whole, step);
-      }
-    });
-  });
+  constexpr int kSums = static_cast<int>(kMaxSums), kRows = static_cast<int>(kMaxOutputs);
+  constexpr int64_t L = kLanes<A>;
+  if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
+  else if (vectors == 2) add_product_rows<A, kSums / 2, 2>(p, rows);
+  else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);  // a group is a vector, or two
+  else if (p.weight_output == 2 * L) add_product_rows<A, kSums, 1, 2 * L>(p, rows);
+  else add_product_rows<A, kRows, 1>(p, rows);
 }
 
 // A row of grad_output and one of the input that meet.
