@@ -226,6 +226,12 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
   return p;
 }
 
+// Whether vectors of so many channels are empty for a quarter and more.
+template <class A>
+bool wastes_lanes(int64_t channels) {
+  return 4 * channels < 3 * ceil_div(channels, kLanes<A>) * kLanes<A>;
+}
+
 // Forward and grad input where channels are adjacent, or rows short, and fill vectors: lanes are targets.
 struct PixelPlan {
   Triple<Axis> axes;
@@ -280,6 +286,7 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   rows.terms = transposed ? g.out_per_group() : g.in_per_group();
   if (p.targets < p.lanes || p.taps() * ceil_div(rows.terms, kTapsPerSum) > kMaxPixelSums) return {};
   const bool adjacent = source.channel == 1 && target.channel == 1;
+  if (p.taps() > 1 && wastes_lanes<A>(p.targets)) return {};
   // Columns fill vectors badly in short rows. Channels are copied in whole vectors.
   const bool short_rows = p.taps() > 1 && w.count(0) <= kShortRow && w.source_stride() == 1;
   if (!adjacent && !(short_rows && rows.terms % p.lanes == 0 && p.targets % p.lanes == 0)) return {};
@@ -385,14 +392,14 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
   p.outputs = g.out_per_group();
   p.inputs = g.in_per_group();
   p.width = p.output_chunks = p.input_chunks = p.tile_rows = 1;
-  const auto waste = [&](int64_t channels) { return p.padded(channels) - channels; };
-  p.lanes_are_outputs = p.inputs < p.lanes;
+  // Taps side by side fill register tiles best if a vector of outputs is all there is.
+  const bool taps_fill_tiles = p.outputs == p.lanes && p.axes[2].kernel > 1 && p.axes[2].dilation == 1;
+  p.lanes_are_outputs = p.inputs < p.lanes || taps_fill_tiles;
   if ((p.lanes_are_outputs ? p.outputs : p.inputs) < p.lanes) return {};
   if (p.taps() == 1 && !p.lanes_are_outputs) {
     p.output_chunks = ceil_div(p.outputs, kMaxTargets);
     p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  } else if (3 * waste(p.lanes_are_outputs ? p.outputs : p.inputs) > (p.lanes_are_outputs ? p.outputs : p.inputs) ||
-             p.sums() > kMaxPixelGradSums) {
+  } else if (wastes_lanes<A>(p.lanes_are_outputs ? p.outputs : p.inputs) || p.sums() > kMaxPixelGradSums) {
     return {};
   }
   const bool adjacent = input.channel == 1;

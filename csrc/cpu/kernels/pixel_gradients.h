@@ -165,7 +165,9 @@ class PixelGradWeight {
     p.weight_output = factor.channel;
     // Where taps are side by side, their inputs are like more inputs.
     const int64_t at_once = swapped && w.dilation == 1 ? w.kernel : 1, factors = at_once * factors_;
-    const int64_t tiles = ceil_div(factors, std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3)));
+    const bool one_vector = pixel_ == L && factor.channel == 1;
+    const int64_t most = one_vector ? kMaxSums : std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3));
+    const int64_t tiles = ceil_div(factors, most);
     p.out_pitch = swapped ? pixel_ : taps * pixel_;
     for (int64_t g = 0; g < groups_; ++g)
       for (int64_t t = 0; t < w.kernel; t += at_once)
@@ -176,7 +178,8 @@ class PixelGradWeight {
           p.weight_offset = g * factor.group + tile.begin * factor.channel + (swapped ? offset : 0);
           p.out = sums_ + g * factors_ * taps * pixel_ +
                   (swapped ? tap * factors_ + tile.begin : tile.begin * taps + tap) * pixel_;
-          add_products(p, size(tile), pixel_ / L);
+          if (one_vector) add_product_rows(p, size(tile), 1);
+          else add_products(p, size(tile), pixel_ / L);
         }
   }
 

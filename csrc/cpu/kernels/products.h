@@ -153,6 +153,7 @@ void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
   constexpr int64_t L = kLanes<A>;
   if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
   else if (vectors == 2) add_product_rows<A, kSums / 2, 2>(p, rows);
+  else if (p.weight_output == 1) add_product_rows<A, kSums, 1, 1>(p, rows);
   else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);  // a group is a vector, or two
   else if (p.weight_output == 2 * L) add_product_rows<A, kSums, 1, 2 * L>(p, rows);
   else add_product_rows<A, kRows, 1>(p, rows);
