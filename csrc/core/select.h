@@ -13,7 +13,7 @@
 //   groups of 2 to 15 c       scalar, AVX2      direct               direct       direct
 //                             AVX-512           PyTorch              direct       PyTorch, float16 direct
 //   wider groups              any               PyTorch              direct       as dense
-//     of many taps d          scalar, AVX2      direct               direct       direct
+//     of long rows d          scalar, AVX2      direct               direct       direct
 //   few channels, one tap e   scalar, AVX2      direct               PyTorch      direct
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
@@ -51,7 +51,7 @@ bool has_narrow_groups(const ConvGeometry<Int>& g) {
   return g.groups > 1 && !is_depthwise(g) && (g.in_per_group() < 16 || g.out_per_group() < 16);
 }
 
-// Groups of long rows of taps, as in HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak.
+// Groups with long rows of taps, as HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak.
 template <class Int>
 bool has_long_kernels(const ConvGeometry<Int>& g) {
   return g.groups > 1 && g.kernel[2] >= 64;
