@@ -39,13 +39,19 @@ def test_depthwise_is_ours(isa: str, n: int, output: str, dtype: torch.dtype) ->
     assert which_kernel(f"group_conv{n}d", *mirrored, groups=3, output=output) == ours
 
 
-def grouped(n: int, dtype: torch.dtype, output: str, sizes: tuple[int, int, int], k: int = 3, size: int = 9) -> str:
-    """Of a convolution with so many groups, inputs and outputs of each."""
+def grouped(
+    n: int,
+    dtype: torch.dtype,
+    output: str,
+    sizes: tuple[int, int, int],
+    k: int = 3,
+    size: int = 9,
+    wide_only: bool = False,
+) -> str:
+    """Of a convolution with so many groups, inputs and outputs of each; wide_only: one tap on all axes but the last."""
     groups, inputs, outputs = sizes
-    tensors = (
-        meta(2, groups * inputs, *(size,) * n, dtype=dtype),
-        meta(groups * outputs, inputs, *(k,) * n, dtype=dtype),
-    )
+    kernel = (1,) * (n - 1) + (k,) if wide_only else (k,) * n
+    tensors = meta(2, groups * inputs, *(size,) * n, dtype=dtype), meta(groups * outputs, inputs, *kernel, dtype=dtype)
     return which_kernel(f"group_conv{n}d", *tensors, groups=groups, output=output)
 
 
@@ -57,7 +63,21 @@ def test_groups(isa: str, n: int, output: str) -> None:
         for sizes in ((2, 2, 2), (4, 15, 15), (32, 4, 16), (3, 40, 8)):
             assert grouped(n, dtype, output, sizes) == ours
         assert grouped(n, dtype, output, (2, 16, 16)) == (ATEN if dtype == F32 else ours)
-        assert grouped(n, dtype, output, (2, 16, 16), k={1: 64, 2: 8, 3: 4}[n], size=70) == ours
+        # A row of 64 taps.
+        assert grouped(n, dtype, output, (2, 16, 16), k=63, size=70, wide_only=True) == (ATEN if dtype == F32 else ours)
+        assert grouped(n, dtype, output, (2, 16, 16), k=64, size=70, wide_only=True) == ours
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_has_kernel_agrees(n: int) -> None:
+    """convert() asks for a weight alone what which_kernel says of a call."""
+    for dtype in (F32, F64):
+        for sizes, k in (((16, 48, 48), 128), ((16, 48, 48), 3), ((4, 4, 4), 3), ((1, 64, 64), 1), ((1, 99, 99), 1)):
+            groups, inputs, outputs = sizes
+            weight = meta(groups * outputs, inputs, *(1,) * (n - 1), k, dtype=dtype)
+            with testing.isa("avx2" if "avx2" in ISAS else "scalar"):
+                named = grouped(n, dtype, "forward", sizes, k=k, size=140 if n == 1 else 132, wide_only=True)
+            assert torch.ops.torch_ext._has_kernel(weight, groups) == (named != ATEN), (sizes, k)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -73,6 +93,11 @@ def test_dense(isa: str, n: int, output: str) -> None:
             assert grouped(n, dtype, output, sizes, k=1, size=32) == narrow
         # One column is one lane.
         assert grouped(n, dtype, output, (1, 64, 128), k=1, size=1) == wide
+        if n == 1:
+            assert grouped(n, dtype, output, (1, 64, 128), k=1, size=31) == wide
+            assert grouped(n, dtype, output, (1, 64, 128), k=1, size=32) == narrow
+        assert grouped(n, dtype, output, (1, 65, 128), k=1, size=32) == wide
+        assert grouped(n, dtype, output, (1, 65, 390), k=1, size=32) == narrow
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

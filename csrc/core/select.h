@@ -18,7 +18,8 @@
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
-//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d has_long_kernels  e is_narrow_pointwise
+//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d has_long_kernels
+//   e is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.

@@ -136,7 +136,7 @@ bool has_kernel(const Tensor& weight, int64_t groups) {
   g.in_channels = weight.size(1) * groups;
   g.out_channels = weight.size(0);
   g.kernel = {{1, 1, 1}};
-  for (int64_t i = 2; i < weight.dim(); ++i) g.kernel[static_cast<int>(i) - 2] = weight.size(i);
+  for (int64_t i = 2; i < weight.dim(); ++i) g.kernel[static_cast<int>(i - weight.dim()) + 3] = weight.size(i);
   return !belongs_to_pytorch(g, dtype_of(weight));
 }
 

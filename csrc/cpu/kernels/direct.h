@@ -117,12 +117,16 @@ class Direct {
       for (int64_t r = terms_.begin; r < terms_.end; r += terms_at_once_)
         for (int64_t i = 0; i < row_count; ++i)
           for (const Run& run : runs_.of_phase(f)) {
-            const int64_t taps = terms_at_once_ > 1 ? std::min(terms_at_once_, terms_.end - r) : run.taps;
-            if (lines_ > 0 && taps_ + taps > kTapsPerSum) multiply(f);
-            const A* source =
+            const A* const source =
                 rows[i].source + (r - terms_.begin) * plan_.rows.term_size() + run.line * plan_.rows.pitch + run.offset;
-            list_[lines_++] = {source, rows[i].weight + r * weight_term_ + run.tap * tap, taps};
-            taps_ += taps;
+            const A* const weight = rows[i].weight + r * weight_term_ + run.tap * tap;
+            const int64_t all = terms_at_once_ > 1 ? std::min(terms_at_once_, terms_.end - r) : run.taps;
+            for (int64_t t = 0; t < all; t += kTapsPerSum) {
+              const int64_t taps = std::min(kTapsPerSum, all - t);
+              if (lines_ > 0 && taps_ + taps > kTapsPerSum) multiply(f);
+              list_[lines_++] = {source + t * plan_.rows.step, weight + t * runs_.tap_step * tap, taps};
+              taps_ += taps;
+            }
           }
       if (lines_ > 0 || !has_sums_) multiply(f);
     }

@@ -5,8 +5,9 @@
 // The plans of convolutions with several channels in a group: as in passes.h, made from geometry and layout alone.
 namespace torch_ext::cpu {
 
-inline constexpr int64_t kBlockChannels = 16;   // of a block, in source and target, if groups are small
-inline constexpr int64_t kMaxTargets = 64;      // of a group, in a block
+inline constexpr int64_t kBlockChannels = 16;  // of a block, in source and target, if groups are small
+inline constexpr int64_t kMaxTargets = 64;     // of a group, in a block
+inline constexpr int64_t kMaxBlockTargets = 256;
 inline constexpr int64_t kMaxOutputs = 8;       // channels that share what is loaded of the source
 inline constexpr int64_t kMaxSums = 12;         // vectors in registers
 inline constexpr int64_t kMaxLines = 8;         // of a channel's row
@@ -38,7 +39,7 @@ template <class T, class U>
 void merge_axes(ConvGeometry<int64_t>* g, View<T>* input, View<U>* output) {
   const auto& in = g->in;
   for (int i = 0; i < 3; ++i)
-    if (g->kernel[i] * g->stride[i] != 1 || g->pad_before[i] != 0 || g->pad_after[i] != 0) return;
+    if (g->kernel[i] != 1 || g->stride[i] != 1 || g->pad_before[i] != 0 || g->pad_after[i] != 0) return;
   const auto step = [&](const Triple<int64_t>& s) { return s[in[2] > 1 ? 2 : in[1] > 1 ? 1 : 0]; };
   const auto is_one = [&](const Triple<int64_t>& s) {
     return (in[1] == 1 || s[1] == in[2] * step(s)) && (in[0] == 1 || s[0] == in[1] * in[2] * step(s));
@@ -88,8 +89,8 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
   p.terms = terms;
   p.set_steps(w);
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
-  const int64_t most =
-      targets > kMaxTargets ? 1 : ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
+  const int64_t wanted = ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
+  const int64_t most = std::clamp<int64_t>(kMaxBlockTargets / targets, 1, wanted);
   p.width = ceil_div(groups, ceil_div(groups, most));
   for (;; p.width = ceil_div(p.width, 2)) {
     p.tiling = make_tiling(axes, terms, phases, p.width * static_cast<int64_t>(sizeof(A)), kMaxColumns,
@@ -218,8 +219,10 @@ DirectGradPlan plan_direct_grad_weight(const ConvGeometry<int64_t>& g, Layout gr
   for (const Tiling one = p.rows.tiling;; --p.tile_rows) {
     p.rows.tiling = one;
     add_rows(&p.rows.tiling, h, p.tile_rows);
-    const bool fits = p.rows.tiling.slots[0] * p.rows.tiling.slots[1] <= kMaxRows &&
-                      p.rows.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes;
+    const bool fits =
+        p.rows.tiling.slots[0] * p.rows.tiling.slots[1] <= kMaxRows &&
+        std::max(p.rows.ring_size(), p.tile_rows * p.factor_row_size()) * static_cast<int64_t>(sizeof(A)) <=
+            kDirectRingBytes;
     if (p.tile_rows == 1 || fits) break;
   }
   p.parts = slices_for(g, p.blocks());
@@ -294,7 +297,7 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   const int64_t phases = std::min(w.phases, w.target);
   p.phases = phases <= kMaxGroup && w.unit == 1 ? phases : 1;
   // No tap is outside the image.
-  const bool inside = transposed ? w.kernel * w.stride == 1 && w.pad == 0
+  const bool inside = transposed ? w.kernel == 1 && w.stride == 1 && w.pad == 0
                                  : w.pad == 0 && (w.target - 1) * w.stride + (w.kernel - 1) * w.dilation < w.source;
   p.in_place = std::same_as<T, A> && inside && source.channel == 1;
 
@@ -309,16 +312,18 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
     if (p.in_place) {
       const int64_t pixels = std::clamp<int64_t>(kPixelNumbers / rows.terms, 12, kPixels) / 12 * 12;
       const Triple<int64_t> taps{{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}};
-      rows.tiling = {std::min(pixels, w.count(0)), rows.terms, taps, {{1, 1, 0}}, true};
+      rows.tiling = {std::min(pixels, w.count(0)), rows.terms, taps, {{1, 1, 1}}, true};
+      rows.set_lines(p.lanes);
       break;
     }
     rows.tiling = make_tiling(p.axes, 1, p.phases, channels * static_cast<int64_t>(sizeof(A)), kMaxColumns);
+    rows.tiling.terms = rows.terms;
+    rows.set_lines(p.lanes);
     const bool whole = rows.tiling.columns == std::min(w.count(0), kMaxColumns / p.phases);
-    if (rows.tiling.single && (whole || channels <= 4 * kBlockChannels || rows.width == 1)) break;
+    const bool fits = rows.tiling.single && rows.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes;
+    if (fits && (whole || channels <= 4 * kBlockChannels || rows.width == 1)) break;
     if (rows.width == 1) return {};
   }
-  rows.tiling.terms = rows.terms;
-  rows.set_lines(p.lanes);
   if (rows.lines > kMaxLines) return {};
 
   needed = ceil_div(needed, p.blocks());
@@ -339,7 +344,7 @@ struct PixelGradPlan {
   int64_t columns, tile_rows;           // of grad_output, whose products are summed in registers
   Triple<int64_t> slots;                // ring of the input's rows: depths, rows; and columns in a row
   bool lanes_are_outputs;
-  bool packs_outputs;  // grad_output, too, is copied
+  bool packs_inputs, packs_outputs;  // copied, or read where they lie
   Parts parts;
 
   // Where no column has two taps, only columns that are met are packed.
@@ -367,7 +372,7 @@ struct PixelGradPlan {
     return slots[2] * input_pixel(block_inputs()) + lanes;
   }  // see PixelGradWeight::pack
   int64_t row_size() const { return width * group_row_size(); }
-  int64_t ring_size() const { return slots[0] * slots[1] * row_size(); }
+  int64_t ring_size() const { return packs_inputs ? slots[0] * slots[1] * row_size() : 0; }
   int64_t output_row_size() const { return width * columns * padded(block_outputs()); }
   int64_t outputs_size() const { return packs_outputs ? tile_rows * output_row_size() : 0; }
   int64_t scratch_size() const { return 3 * sums() + ring_size() + outputs_size(); }
@@ -393,7 +398,8 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
   p.inputs = g.in_per_group();
   p.width = p.output_chunks = p.input_chunks = p.tile_rows = 1;
   // Taps side by side fill register tiles best if a vector of outputs is all there is.
-  const bool taps_fill_tiles = p.outputs == p.lanes && p.axes[2].kernel > 1 && p.axes[2].dilation == 1;
+  const bool taps_fill_tiles =
+      p.outputs == p.lanes && p.inputs % p.lanes == 0 && p.axes[2].kernel > 1 && p.axes[2].dilation == 1;
   p.lanes_are_outputs = p.inputs < p.lanes || taps_fill_tiles;
   if ((p.lanes_are_outputs ? p.outputs : p.inputs) < p.lanes) return {};
   if (p.taps() == 1 && !p.lanes_are_outputs) {
@@ -407,10 +413,14 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
     const int64_t most = std::max<int64_t>(1, kMaxPixelGradSums / p.sums());
     p.width = std::min({g.groups, ceil_div(2 * kBlockChannels, std::min(p.inputs, p.outputs)), most});
   }
-  // Channels of one pixel after the other would share few sets of the L1 cache.
-  p.packs_outputs = !std::same_as<T, A> || grad_output.channel == 1 || p.lanes_are_outputs;
   const Axis &h = p.axes[1], &w = p.axes[2];
-  for (p.columns = std::min(w.target, kMaxColumns);; p.columns = ceil_div(p.columns, 2)) {
+  const bool inside = w.pad == 0 && (w.target - 1) * w.stride < w.source;
+  const bool in_place = std::same_as<T, A> && p.taps() == 1 && inside && !p.lanes_are_outputs;
+  p.packs_inputs = !in_place || !adjacent || p.inputs % (p.input_chunks * p.lanes) != 0;
+  p.packs_outputs = !std::same_as<T, A> || p.lanes_are_outputs || (grad_output.channel == 1 && p.packs_inputs);
+  // Pixels read in place share few sets of the L1 cache.
+  const int64_t most_columns = p.packs_inputs ? kMaxColumns : kMaxColumns / 2;
+  for (p.columns = std::min(w.target, most_columns);; p.columns = ceil_div(p.columns, 2)) {
     p.tile_rows = p.taps() == 1 ? 1 : std::min({kMaxColumns / p.columns, kMaxTileRows, ceil_div(h.target, h.classes)});
     for (; p.tile_rows > 0; --p.tile_rows) {
       Tiling t{p.columns, 1, {{p.axes[0].kernel, h.kernel, w.kernel}}, {}, true};
@@ -418,15 +428,16 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
       add_rows(&t, h, p.tile_rows);
       const __int128 row = p.packed_columns(p.columns);
       const __int128 ring = row * t.slots[0] * t.slots[1] * p.width * p.input_pixel(p.block_inputs());
+      const __int128 factors = p.packs_outputs ? __int128(p.tile_rows) * p.output_row_size() : 0;
       const bool few_rows = __int128(p.axes[0].kernel) * h.kernel <= kMaxRows && t.slots[0] * t.slots[1] <= kMaxRows;
-      if (few_rows && ring * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) {
+      if (few_rows && std::max(ring, factors) * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) {
         p.slots = {{t.slots[0], t.slots[1], static_cast<int64_t>(row)}};
         p.parts = slices_for(g, p.blocks());
         return p;
       }
     }
     if (p.columns <= p.lanes && p.width > 1)
-      p.width = ceil_div(p.width, 2), p.columns = std::min(w.target, kMaxColumns);
+      p.width = ceil_div(p.width, 2), p.columns = 2 * std::min(w.target, most_columns);
     else if (p.columns <= p.lanes) return {};
   }
 }

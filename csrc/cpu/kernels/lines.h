@@ -238,7 +238,7 @@ class LineRing {
     tags_[slot] = tag;
     const T* row = image_ + d.source * source_.spatial[0] + h.source * source_.spatial[1] + terms_.begin * source_.c;
     if constexpr (kPixels) {
-      if (h.source + axes_[1].unit < axes_[1].source)
+      if (axes_[1].unit < axes_[1].source - h.source)
         prefetch_row<false>(source_, row + axes_[1].unit * source_.spatial[1], groups_ * rows_.terms, axes_[2].source);
       for (int64_t i = 0; i < line_count_; ++i)
         pack_pixels(row, source_, groups_, rows_.terms, axes_[2].source, lines_[i], rows_.stride,

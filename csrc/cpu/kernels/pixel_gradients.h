@@ -95,8 +95,12 @@ class PixelGradWeight {
       if (meetings_[row] > 0) sum(row);
   }
 
-  // A row of the input from the first column that the first tap meets: [group][column][input].
+  // A row of the input from the first column that the first tap meets, where it lies or as [group][column][input].
   const A* input_row(int64_t n, const TapWalk& d, const TapWalk& h) {
+    if constexpr (std::is_same_v<T, A>)
+      if (!plan_.packs_inputs)
+        return input_.at(n, first_group_ * plan_.inputs + inputs_.begin) + d.source * input_.spatial[0] +
+               h.source * input_.spatial[1] + plan_.axes[2].phase(0).source(columns_.begin, 0) * input_.spatial[2];
     const int64_t slot = d.slot * plan_.slots[1] + h.slot, tag = d.source * plan_.axes[1].source + h.source;
     A* const packed = ring_ + slot * plan_.row_size();
     if (tags_[slot] == tag) return packed;
@@ -152,7 +156,9 @@ class PixelGradWeight {
     struct Steps {
       int64_t column, channel, group;
     };
-    const Steps input{w.stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()};
+    const Steps input = plan_.packs_inputs
+                            ? Steps{w.stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()}
+                            : Steps{w.stride * input_.spatial[2], 1, plan_.inputs};
     const Steps output = plan_.packs_outputs
                              ? Steps{output_pixel_, 1, plan_.columns * output_pixel_}
                              : Steps{grad_output_.spatial[2], grad_output_.c, plan_.outputs * grad_output_.c};

@@ -11,7 +11,7 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// weight[group][panel][tap][term][target] and bias, zero beyond the last target.
+// weight[group][panel][tap][term][target] and bias. Lanes beyond the last target hold what is never stored.
 template <class T>
 void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>* packed) {
   using A = Acc<T>;

@@ -220,23 +220,26 @@ struct TapWalk {
   }
 };
 
+// A single tap has no dilation.
+inline int64_t dilation_of(const ConvGeometry<int64_t>& g, int i) { return g.kernel[i] > 1 ? g.dilation[i] : 1; }
+
 inline Axis forward_axis(const ConvGeometry<int64_t>& g, int i) {
-  const int64_t common = std::gcd(g.stride[i], g.dilation[i]);
+  const int64_t dilation = dilation_of(g, i), common = std::gcd(g.stride[i], dilation);
   return {.transposed = false,
           .target = g.out[i],
           .source = g.in[i],
           .kernel = g.kernel[i],
           .stride = g.stride[i],
-          .dilation = g.dilation[i],
+          .dilation = dilation,
           .pad = g.pad_before[i],
           .phases = 1,
           .max_taps = g.kernel[i],
-          .unit = g.dilation[i],
-          .classes = std::min(g.dilation[i] / common, g.out[i])};
+          .unit = dilation,
+          .classes = std::min(dilation / common, g.out[i])};
 }
 
 inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
-  const int64_t common = std::gcd(g.stride[i], g.dilation[i]), unit = g.dilation[i] / common;
+  const int64_t dilation = dilation_of(g, i), common = std::gcd(g.stride[i], dilation), unit = dilation / common;
   int64_t classes;  // neighbouring phases share source rows, unless their taps interleave
   if (__builtin_mul_overflow(unit, g.stride[i], &classes)) classes = g.in[i];
   if (unit == 1) classes = 1;
@@ -245,7 +248,7 @@ inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
           .source = g.out[i],
           .kernel = g.kernel[i],
           .stride = g.stride[i],
-          .dilation = g.dilation[i],
+          .dilation = dilation,
           .pad = g.pad_before[i],
           .phases = g.stride[i],
           .max_taps = ceil_div(g.kernel[i], g.stride[i] / common),
@@ -313,7 +316,8 @@ inline Tiling make_tiling(const Triple<Axis>& axes, int64_t terms, int64_t group
     else if (t.taps[0] > 1) t.taps[0] = half(t.taps[0]);
     else if (t.taps[1] > 1) t.taps[1] = half(t.taps[1]);
     else if (t.columns > 1) t.columns = half(t.columns);
-    else t.taps[2] = half(t.taps[2]);
+    else if (t.taps[2] > 1) t.taps[2] = half(t.taps[2]);
+    else break;
   }
   t.single =
       t.terms == terms && t.taps[0] == axes[0].max_taps && t.taps[1] == axes[1].max_taps && t.taps[2] == w.max_taps;

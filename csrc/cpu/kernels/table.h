@@ -28,7 +28,7 @@ struct DepthwiseKernels {
   void (*add_grad_bias)(const GradBiasPlan&, const Acc<T>* partial_sums, T* grad_bias);
 };
 
-// For any geometry of which no size is zero. Weights are in Acc<T>, their taps evenly spaced in memory.
+// For any geometry of which no size is zero. The weight of correlate is in Acc<T>, its taps evenly spaced in memory.
 template <class T>
 struct DirectKernels {
   void (*correlate)(const DirectPlan&, View<const T> source, View<const Acc<T>> weight, const T* bias, View<T> target,

@@ -74,7 +74,7 @@ TEST_P(Direct, Pixels) {
           check_direct(c);
           c.input_layout = kLayouts[i / 2 % 4];
           c.output_layout = kLayouts[i / 8 % 3];
-          if (inputs % 8 == 0 && outputs % 8 == 0) check_direct(c);  // rows are short
+          check_direct(c);  // rows are short
         }
   // Sums of more than kTapsPerSum products, rows in several tiles, blocks of groups.
   Case c = groups_of(2, 150, 16, 9, 3);
@@ -157,6 +157,37 @@ TEST_P(Direct, HugeKernelsStridesAndDilationsWithinTheScratch) {
   check_size({1, 6, 4, 2, {700}, {40}, {300}, {30, 30}, {1}});
   check_size({1, 30, 30, 2, {40, 3}, {21, 3}, {19, 1}, {10, 10, 1, 1}, {1, 1}});
   check_size({1, 30, 30, 2, {40, 40}, {1, 1}, {37, 37}, {0, 0, 0, 0}, {1, 1}});
+  constexpr Layout kLast = Layout::kChannelsLast;
+  check_direct({1, 16, 16, 1, {9}, {7}, {7905747460161236407}, {0, 0}, {1}, kLast, kLast});  // 1 / 7 modulo 2^64
+  check_direct({1, 16, 16, 2, {9}, {1}, {3}, {0, 0}, {int64_t{1} << 62}, kLast, kLast});
+  check_direct({1, 16, 16, 2, {5, 9}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {int64_t{1} << 62, 1}, kLast, kLast});
+}
+
+// A pixel's channels, or the rows of a block, are more than the scratch may hold.
+TEST_P(Direct, ManyChannelsWithinTheScratch) {
+  constexpr Layout kLast = Layout::kChannelsLast;
+  for (Layout layout : {kLast, Layout::kContiguous}) {
+    check<BFloat16>(table(), {1, 12000, 8, 1, {2, 2}, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, kLast, layout},
+                    Fill::kIntegers, Family::kDirect);
+    check<double>(table(), {16, 4096, 128, 32, {1, 3}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, kLast, layout},
+                  Fill::kIntegers, Family::kDirect);
+    check<double>(table(), {1, 32, 1024, 16, {2, 150}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, kLast, layout},
+                  Fill::kIntegers, Family::kDirect);
+    check<float>(table(), {1, 4, 4096, 2, {1, 140}, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}, kLast, layout},
+                 Fill::kIntegers, Family::kDirect);
+    check<float>(table(), {1, 16, 256, 4, {8, 140}, {7, 7}, {1, 1}, {3, 3, 3, 3}, {1, 1}, kLast, layout},
+                 Fill::kIntegers, Family::kDirect);
+  }
+}
+
+// Errors of sums of equal numbers do not cancel.
+TEST_P(Direct, LongSumsAreExact) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    check<float>(table(), {1, 4, 4, 2, {2100}, {2000}, {1}, {0, 0}, {1}, layout, layout}, Fill::kConstant,
+                 Family::kDirect);
+    check<float>(table(), {1, 1200, 16, 2, {3, 9}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {1, 1}, layout, layout},
+                 Fill::kConstant, Family::kDirect);
+  }
 }
 
 // What a masked lane holds is never used: an infinite number outside a tap's reach stays there.
