@@ -167,7 +167,8 @@ class Direct {
   // The sums of a target row, rounded, to where they belong.
   void unpack(T* to) const {
     const int64_t targets = groups_ * size(targets_), column = target_.spatial[2];
-    const int64_t stride = plan_.axes[2].phases * column, size_of = plan_.phases * plan_.phase_size();
+    const Axis& w = plan_.axes[2];
+    const int64_t stride = std::min(w.phases, w.target) * column, size_of = plan_.phases * plan_.phase_size();
     prefetch_row<true>(target_, to + targets * target_.c, targets, plan_.phases * runs_.count[0]);
     if (plan_.phases == 2 && column == 1) {
       for (int64_t c = 0; c < targets; ++c) {

@@ -90,7 +90,7 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
   p.set_steps(w);
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
   const int64_t wanted = ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
-  const int64_t most = std::clamp<int64_t>(kMaxBlockTargets / targets, 1, wanted);
+  const int64_t most = targets > kMaxTargets ? 1 : std::min(kMaxBlockTargets / targets, wanted);
   p.width = ceil_div(groups, ceil_div(groups, most));
   for (;; p.width = ceil_div(p.width, 2)) {
     p.tiling = make_tiling(axes, terms, phases, p.width * static_cast<int64_t>(sizeof(A)), kMaxColumns,

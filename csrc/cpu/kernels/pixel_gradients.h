@@ -156,9 +156,10 @@ class PixelGradWeight {
     struct Steps {
       int64_t column, channel, group;
     };
+    const int64_t stride = std::min(w.stride, w.source);  // one beyond the image is never taken
     const Steps input = plan_.packs_inputs
-                            ? Steps{w.stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()}
-                            : Steps{w.stride * input_.spatial[2], 1, plan_.inputs};
+                            ? Steps{stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()}
+                            : Steps{stride * input_.spatial[2], 1, plan_.inputs};
     const Steps output = plan_.packs_outputs
                              ? Steps{output_pixel_, 1, plan_.columns * output_pixel_}
                              : Steps{grad_output_.spatial[2], grad_output_.c, plan_.outputs * grad_output_.c};

@@ -92,7 +92,9 @@ class Pixels {
     if (!plan_.in_place && h + axes[1].classes < box_.h.end)
       prefetch_row<true>(target_, to + axes[1].classes * target_.spatial[1], groups_ * plan_.targets,
                          plan_.phases * runs_.count[0]);
-    const int64_t pixel = plan_.in_place ? rows.stride * source_.spatial[2] : rows.terms;
+    // A stride beyond the image is never taken.
+    const int64_t stride = std::min(rows.stride, axes[2].source);
+    const int64_t pixel = plan_.in_place ? stride * source_.spatial[2] : rows.terms;
     for (int64_t f = 0; f < plan_.phases; ++f) {
       if (runs_.count[f] == 0) continue;
       lines_ = sums_ = taps_ = 0;
@@ -138,7 +140,8 @@ class Pixels {
 
   // All targets of the pixels of a phase.
   void multiply(int64_t f, int64_t pixel, T* to) {
-    const int64_t count = runs_.count[f], column = plan_.axes[2].phases * target_.spatial[2];
+    const Axis& w = plan_.axes[2];
+    const int64_t count = runs_.count[f], column = std::min(w.phases, w.target) * target_.spatial[2];
     Products<A> p{};
     p.step = plan_.panel * L;
     p.weight_step = 1;
