@@ -66,7 +66,7 @@ struct PackedRows {
     const int64_t common = std::gcd(w.stride, w.dilation);
     stride = w.source_stride();
     period = w.transposed ? 1 : w.stride / common;
-    step = w.transposed ? -w.unit : w.dilation / common;
+    step = w.kernel == 1 ? 1 : w.transposed ? -w.unit : w.dilation / common;  // a single tap has no next
   }
   // A line also holds what the last vector reads, and what packing writes, beyond the columns.
   void set_lines(int64_t lanes) {

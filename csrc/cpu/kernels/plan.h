@@ -220,26 +220,23 @@ struct TapWalk {
   }
 };
 
-// A single tap has no dilation.
-inline int64_t dilation_of(const ConvGeometry<int64_t>& g, int i) { return g.kernel[i] > 1 ? g.dilation[i] : 1; }
-
 inline Axis forward_axis(const ConvGeometry<int64_t>& g, int i) {
-  const int64_t dilation = dilation_of(g, i), common = std::gcd(g.stride[i], dilation);
+  const int64_t common = std::gcd(g.stride[i], g.dilation[i]);
   return {.transposed = false,
           .target = g.out[i],
           .source = g.in[i],
           .kernel = g.kernel[i],
           .stride = g.stride[i],
-          .dilation = dilation,
+          .dilation = g.dilation[i],
           .pad = g.pad_before[i],
           .phases = 1,
           .max_taps = g.kernel[i],
-          .unit = dilation,
-          .classes = std::min(dilation / common, g.out[i])};
+          .unit = g.dilation[i],
+          .classes = std::min(g.dilation[i] / common, g.out[i])};
 }
 
 inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
-  const int64_t dilation = dilation_of(g, i), common = std::gcd(g.stride[i], dilation), unit = dilation / common;
+  const int64_t common = std::gcd(g.stride[i], g.dilation[i]), unit = g.dilation[i] / common;
   int64_t classes;  // neighbouring phases share source rows, unless their taps interleave
   if (__builtin_mul_overflow(unit, g.stride[i], &classes)) classes = g.in[i];
   if (unit == 1) classes = 1;
@@ -248,7 +245,7 @@ inline Axis grad_input_axis(const ConvGeometry<int64_t>& g, int i) {
           .source = g.out[i],
           .kernel = g.kernel[i],
           .stride = g.stride[i],
-          .dilation = dilation,
+          .dilation = g.dilation[i],
           .pad = g.pad_before[i],
           .phases = g.stride[i],
           .max_taps = ceil_div(g.kernel[i], g.stride[i] / common),
