@@ -154,10 +154,9 @@ class Direct {
         p.source_offset = g * plan_.rows.group_size();
         p.weight_offset = (first_group_ + g) * weight_group_ + in_group * weight_target_;
         p.out = sums_ + f * plan_.phase_size() + (g * targets + outputs.begin) * p.out_pitch;
-        if (in_place_)
-          for (int64_t m = outputs.end; m < std::min(outputs.end + size(outputs), targets); ++m)
-            for (int64_t j = 0; j < runs_.count[0]; j += kLine<A>)
-              __builtin_prefetch(sums_ + (g * targets + m) * p.out_pitch + j, 1, 2);
+        if (in_place_)  // the next register tile's
+          prefetch_row<true>(target_, p.out + size(outputs) * p.out_pitch,
+                             std::min(size(outputs), targets - outputs.end), runs_.count[0]);
         add_products(p, size(outputs), ceil_div(runs_.count[f], L));
       }
     has_sums_ = true;

@@ -7,8 +7,8 @@
 // with first and position as in direct.h: for each group and tap a matrix product over positions.
 //
 // An item is one block of groups (or of the outputs and inputs of one) and one slice of the positions. Lanes are
-// inputs: rows of the input are packed so that those of a position lie side by side; of grad_output one number is read
-// for all lanes, where it lies or from such a copy. Sums are added as in direct_gradients.h.
+// inputs, side by side for each position, and of grad_output one number is read for all of them; or the other way
+// round. Rows are read where they lie or from copies. Sums are added as in direct_gradients.h.
 #include "lines.h"
 #include "products.h"
 #include "tiles.h"

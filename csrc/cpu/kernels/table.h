@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "direct_plan.h"
+#include "pixel_plan.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
 // caller cuts [0, plan.items()) into ranges, gives each thread a scratch of its own of plan.scratch_size() elements,

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "direct_plan.h"
+#include "pixel_plan.h"
 #include "table.h"
 
 #if defined(__clang__)

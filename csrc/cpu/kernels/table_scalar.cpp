@@ -12,7 +12,7 @@
 #pragma GCC optimize("O2")
 #endif
 
-#include "direct_plan.h"
+#include "pixel_plan.h"
 #include "table.h"
 
 #define TORCH_EXT_ISA scalar
