@@ -27,7 +27,11 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
     if (const auto pixels = plan_pixels<T>(merged, transposed, layout(from), layout(to))) {
       auto* const packed =
           static_cast<Acc<T>*>(Scratch::of_this_call().reserve(pixels->weight_size() * sizeof(Acc<T>)));
-      kernels.pack_panels(*pixels, view<const T>(weight), bias_data, packed);
+      constexpr int64_t kWorthAThread = 1 << 14;  // numbers
+      at::parallel_for(0, pixels->rows.groups * pixels->panels(), ceil_div(kWorthAThread, pixels->panel_size()),
+                       [&](int64_t begin, int64_t end) {
+                         kernels.pack_panels(*pixels, view<const T>(weight), bias_data, packed, {begin, end});
+                       });
       parallel<T>(*pixels, g,
                   [&](Range items, Acc<T>* scratch) { kernels.pixels(*pixels, from, packed, to, items, scratch); });
       return;

@@ -173,7 +173,7 @@ class PixelGradWeight {
     // Where taps are side by side, their inputs are like more inputs.
     const int64_t at_once = swapped && w.dilation == 1 ? w.kernel : 1, factors = at_once * factors_;
     const bool one_vector = pixel_ == L && factor.channel == 1;
-    const int64_t most = one_vector ? kMaxSums : std::min(kMaxOutputs, kMaxSums / std::min<int64_t>(pixel_ / L, 3));
+    const int64_t most = one_vector ? kMaxSums : std::min(kMaxOutputs, kMaxSums / std::min(pixel_ / L, kPanel));
     const int64_t tiles = ceil_div(factors, most);
     p.out_pitch = swapped ? pixel_ : taps * pixel_;
     for (int64_t g = 0; g < groups_; ++g)

@@ -50,6 +50,7 @@ struct PixelPlan {
   }
 };
 
+inline constexpr int64_t kPanel = 4;  // vectors: two cache lines of float
 inline constexpr int64_t kPixelBlock = 24;
 inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them, in place
 inline constexpr int64_t kShortRow = 28;
@@ -66,7 +67,7 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   p.targets = transposed ? g.in_per_group() : g.out_per_group();
-  p.panel = ceil_div(p.vectors(), ceil_div(p.vectors(), 3));
+  p.panel = ceil_div(p.vectors(), ceil_div(p.vectors(), kPanel));
   PackedRows& rows = p.rows;
   rows.groups = rows.width = g.groups;
   rows.terms = transposed ? g.out_per_group() : g.in_per_group();

@@ -11,30 +11,30 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// weight[group][panel][tap][term][target] and bias. Lanes beyond the last target hold what is never stored.
+// Some of all groups' panels, of weight[group][panel][tap][term][target] and bias. Lanes beyond the last target hold
+// what is never stored.
 template <class T>
-void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>* packed) {
+void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>* packed, Range panels) {
   using A = Acc<T>;
   const int64_t target_stride = p.transposed ? weight.c : weight.n, term_stride = p.transposed ? weight.n : weight.c;
   const int64_t pitch = p.panel * p.lanes, terms = p.rows.terms;
   const Triple<int64_t> kernel{{p.axes[0].kernel, p.axes[1].kernel, p.axes[2].kernel}};
-  A* to_bias = packed + p.weight_size() - p.bias_size();
-  for (int64_t g = 0; g < p.rows.groups; ++g) {
-    const T* const group = weight.data + g * (p.transposed ? terms : p.targets) * weight.n;
-    for (int64_t first = 0; first < p.panels() * pitch; first += pitch, to_bias += pitch) {
-      for (int64_t tap = 0; tap < p.taps(); ++tap, packed += terms * pitch) {
-        const T* const from = group + tap_offset(weight, kernel, tap);
-        for (int64_t v = 0; v < pitch; v += p.lanes) {
-          if (first + v < p.targets)
-            pack_columns(from, term_stride, Lanes<A>(first + v, p.targets, {1, 1}, target_stride), terms, packed + v,
-                         pitch);
-          else
-            for (int64_t r = 0; r < terms; ++r) fill_zero(packed + r * pitch + v, p.lanes);
-        }
+  for (int64_t i = panels.begin; i < panels.end; ++i) {
+    const int64_t group = i / p.panels(), first = i % p.panels() * pitch;
+    A* to = packed + i * p.panel_size();
+    for (int64_t tap = 0; tap < p.taps(); ++tap, to += terms * pitch) {
+      const T* const from =
+          weight.data + group * (p.transposed ? terms : p.targets) * weight.n + tap_offset(weight, kernel, tap);
+      for (int64_t v = 0; v < pitch; v += p.lanes) {
+        if (first + v < p.targets)
+          pack_columns(from, term_stride, Lanes<A>(first + v, p.targets, {1, 1}, target_stride), terms, to + v, pitch);
+        else
+          for (int64_t r = 0; r < terms; ++r) fill_zero(to + r * pitch + v, p.lanes);
       }
-      for (int64_t i = 0; i < pitch; ++i)
-        to_bias[i] = bias && first + i < p.targets ? widen(bias[g * p.targets + first + i]) : 0;
     }
+    A* const to_bias = packed + p.weight_size() - p.bias_size() + i * pitch;
+    for (int64_t m = 0; m < pitch; ++m)
+      to_bias[m] = bias && first + m < p.targets ? widen(bias[group * p.targets + first + m]) : 0;
   }
 }
 

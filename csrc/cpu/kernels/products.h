@@ -151,7 +151,8 @@ template <class A>
 void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
   constexpr int kSums = static_cast<int>(kMaxSums), kRows = static_cast<int>(kMaxOutputs);
   constexpr int64_t L = kLanes<A>;
-  if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
+  if (vectors == 4) add_product_rows<A, kSums / 4, 4>(p, rows);
+  else if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
   else if (vectors == 2) add_product_rows<A, kSums / 2, 2>(p, rows);
   else if (p.weight_output == 1) add_product_rows<A, kSums, 1, 1>(p, rows);
   else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);  // a group is a vector, or two

@@ -37,7 +37,7 @@ struct DirectKernels {
                       Range items, Acc<T>* scratch);
   void (*add_grad_weight)(const DirectGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
   // Where there is a PixelPlan. packed_weight has plan.weight_size() elements, bias one per target channel, or is null.
-  void (*pack_panels)(const PixelPlan&, View<const T> weight, const T* bias, Acc<T>* packed_weight);
+  void (*pack_panels)(const PixelPlan&, View<const T> weight, const T* bias, Acc<T>* packed_weight, Range panels);
   void (*pixels)(const PixelPlan&, View<const T> source, const Acc<T>* packed_weight, View<T> target, Range items,
                  Acc<T>* scratch);
   // Where there is a PixelGradPlan.

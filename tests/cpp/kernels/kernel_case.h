@@ -240,7 +240,9 @@ struct Runner {
       transposed ? cpu::merge_axes(&merged, &to, &from) : cpu::merge_axes(&merged, &from, &to);
       if (const auto pixels = cpu::plan_pixels<T>(merged, transposed, cpu::layout(from), cpu::layout(to))) {
         Buffer<Acc<T>> packed(pixels->weight_size());
-        kernels.direct.pack_panels(*pixels, weight.view(), bias, packed.data);
+        const int64_t panels = pixels->rows.groups * pixels->panels();
+        for (const Range some : {Range{panels / 2, panels}, Range{0, panels / 2}})
+          kernels.direct.pack_panels(*pixels, weight.view(), bias, packed.data, some);
         run(*pixels, [&](Range items, Acc<T>* scratch) {
           kernels.direct.pixels(*pixels, from, packed.data, to, items, scratch);
         });
