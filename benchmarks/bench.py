@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--passes", nargs="+", default=PASSES, choices=PASSES)
     parser.add_argument("--isa", default="avx2", choices=["avx2", "scalar", "native"])
+    parser.add_argument("--pytorch-native", action="store_true", help="--isa is ours alone: PyTorch has all the CPU has")
     parser.add_argument("--seconds", type=float, default=0.15, help="least time for each pair of calls")
     parser.add_argument("--floors", action="store_true", help="exit 1 if a floor is missed in three runs of three")
     parser.add_argument("--short", action="store_true", help="print only what misses its floor")
@@ -115,7 +116,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 def main() -> None:
     options = parse()
     environment = {} if options.default_heap else machine.PINNED_HEAP
-    if options.isa == "avx2":
+    if options.isa == "avx2" and not options.pytorch_native:
         environment = {**environment, **machine.AVX2_ONLY}
     machine.restart(environment)
 

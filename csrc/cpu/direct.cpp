@@ -1,5 +1,6 @@
 #include "direct.h"
 
+#include "depthwise.h"
 #include "launch.h"
 
 namespace torch_ext::cpu {
@@ -20,6 +21,9 @@ void correlate(const Geometry& g, bool transposed, const at::Tensor& source, con
   dispatch(source, [&]<class T>(T*) {
     auto from = view<const T>(source);
     auto to = view<T>(target);
+    if (groups_share_vectors<T>(g, layout(from), layout(to)))
+      return transposed ? depthwise_grad_input(g, source, weight, target)
+                        : depthwise_forward(g, source, weight, bias, target);
     Geometry merged = g;
     transposed ? merge_axes(&merged, &to, &from) : merge_axes(&merged, &from, &to);
     const auto& kernels = table().of<T>().direct;
@@ -62,6 +66,8 @@ void direct_grad_weight(const Geometry& g, const at::Tensor& grad_output, const 
   dispatch(grad_output, [&]<class T>(T*) {
     const auto& kernels = table().of<T>().direct;
     auto factor = view<const T>(grad_output), source = view<const T>(input);
+    if (grad_weight_shares_vectors<T>(g, layout(factor), layout(source)))
+      return depthwise_grad_weight(g, grad_output, input, grad_weight);
     Geometry merged = g;
     merge_axes(&merged, &source, &factor);
     const auto run = [&](const auto& plan, auto* kernel, auto* add_slices) {

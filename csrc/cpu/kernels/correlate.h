@@ -42,7 +42,8 @@ class Correlate {
         start_(scratch),
         tile_(start_ + plan.bias_size()),
         rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()),
-        prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, source, target) : Prefetch::kNothing) {}
+        prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, source, target) : Prefetch::kNothing),
+        permutations_(plan.terms) {}
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);
@@ -113,11 +114,11 @@ class Correlate {
     if constexpr (kOrder == Order::kPackedColumns)  // whole vectors of adjacent columns
       sum_into_target_ = can_sum_into_target_ && target_.spatial[2] == 1 && size(positions) % L == 0;
     const Tiling& tiling = plan_.tiling;
-    for (int64_t r = 0; r < plan_.terms; r += tiling.terms)
+    for (int64_t r = 0; r < plan_.ring_terms(); r += tiling.terms)
       for (int64_t d = 0; d < plan_.axes[0].max_taps; d += tiling.taps[0])
         for (int64_t h = 0; h < plan_.axes[1].max_taps; h += tiling.taps[1])
           for (int64_t t = 0; t < w.max_taps; t += tiling.taps[2]) {
-            terms_ = {r, std::min(r + tiling.terms, plan_.terms)};
+            terms_ = {r, plan_.shares_vectors ? plan_.terms : std::min(r + tiling.terms, plan_.terms)};
             depth_taps_ = {d, d + tiling.taps[0]};
             row_taps_ = {h, h + tiling.taps[1]};
             first_block_ = r + d + h + t == 0;
@@ -219,7 +220,9 @@ class Correlate {
         for (TapWalk th[2] = {first, second}; th[0].count > 0 || th[1].count > 0; ++to) {
           const bool use1 = th[1].count > 0 && (th[0].count == 0 || th[1].source <= th[0].source);
           const bool use0 = th[0].count > 0 && (th[1].count == 0 || th[0].source <= th[1].source);
-          to->source = rows_.row(r - terms_.begin, r, td, th[use0 ? 0 : 1]);
+          const int64_t row = plan_.shares_vectors ? 0 : r;
+          to->source = rows_.row(row - terms_.begin, row, td, th[use0 ? 0 : 1]);
+          to->permutation = plan_.shares_vectors ? permutations_.of_term[r] : nullptr;
           to->weight[0] = use0 ? weight_ + (taps + th[0].tap) * kernel : nullptr;
           to->weight[1] = use1 ? weight_ + (taps + th[1].tap) * kernel : nullptr;
           if (use0) th[0].next();
@@ -307,7 +310,7 @@ class Correlate {
         SourceRow<A>* to = spread_rows_;
         for (const SourceRow<A>* row = source_rows_; row < source_rows_ + rows; ++row)
           for (int64_t tap = first + begin.begin; tap < first + begin.end; ++tap)
-            *to++ = {row->source + tap, {row->weight[0] + tap * tap_step, nullptr}};
+            *to++ = {row->source + tap, {row->weight[0] + tap * tap_step, nullptr}, nullptr};
         sum.row_count = to - spread_rows_;
         if (sum.row_count == 0) continue;
         sum_row<kOrder>(sum, 1, columns);
@@ -347,6 +350,7 @@ class Correlate {
   A* const tile_;
   SourceRows<T, kOrder> rows_;
   const Prefetch prefetch_;
+  const Permutations<A> permutations_;
 
   // Of the current item
   Box box_;

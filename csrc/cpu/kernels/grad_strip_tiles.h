@@ -43,11 +43,13 @@ struct GradStripSum {
   Acc<T>* sums;
   int64_t row_sums;                    // from the sums of one row of the kernel to the next
   int64_t factor_ahead, source_ahead;  // what is prefetched meanwhile, or 0
+  const int32_t* permutation;          // of Weights::kOfGroup
 };
 
-template <class T, int kRows, int kStride, int kKernelRows, int kTaps, bool kMasked, bool kEdge>
+template <class T, int kRows, int kStride, int kKernelRows, int kTaps, bool kMasked, bool kEdge, Weights kWeights>
 inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>& s, const T* source,
                                                            const GradRows& rows, const Mask<Acc<T>>* masks,
+                                                           LoadSource<T, kWeights> load,
                                                            const Vec<Acc<T>> (&factor)[kRows],
                                                            Vec<Acc<T>> (&sum)[kKernelRows][kTaps]) {
   using A = Acc<T>;
@@ -61,7 +63,7 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>
     for (int t = 0; t < kTaps; ++t) {
       Vec<A> x;
       if constexpr (kMasked) x = load_masked(source + t * s.step, masks + t * L);
-      else x = opaque(load_wide(source + t * s.step));
+      else x = opaque(load(source + t * s.step));
       TORCH_EXT_UNROLL
       for (int u = 0; u < kKernelRows; ++u)
         if (i >= u && (i - u) % kStride == 0 && (i - u) / kStride < kRows)
@@ -71,13 +73,14 @@ inline __attribute__((always_inline)) void add_source_rows(const GradStripSum<T>
 }
 
 // Those tiles that lie at an edge, or all others.
-template <class T, bool kColumns, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge>
+template <class T, bool kColumns, int kRows, int kStride, int kKernelRows, int kTaps, bool kEdge, Weights kWeights>
 __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
   using A = Acc<T>;
   constexpr int64_t L = kLanes<A>;
   const GradStripSum<T> s = strip_sum;  // as in tiles()
   const int64_t factor_column = kColumns ? 1 : s.factor_column, source_column = kColumns ? 1 : s.source_column;
   const int64_t factor_vector = kColumns ? L : factor_column, source_vector = kColumns ? L : source_column;
+  const LoadSource<T, kWeights> load(s.permutation);
   Vec<A> sum[kKernelRows][kTaps];
   TORCH_EXT_UNROLL
   for (int i = 0; i < kKernelRows * kTaps; ++i) sum[i / kTaps][i % kTaps] = Vec<A>::zero();
@@ -102,13 +105,14 @@ __attribute__((noinline)) void grad_strips(const GradStripSum<T>& strip_sum) {
             if (columns->edge) {
               TORCH_EXT_UNROLL
               for (int r = 0; r < kRows; ++r) factor[r] = load_masked(from + r * s.factor_row, columns->factor_mask);
-              add_source_rows<T, kRows, kStride, kKernelRows, kTaps, true, kEdge>(
-                  s, source, *rows, columns->source_masks + s.first_tap * L, factor, sum);
+              add_source_rows<T, kRows, kStride, kKernelRows, kTaps, true, kEdge, kWeights>(
+                  s, source, *rows, columns->source_masks + s.first_tap * L, load, factor, sum);
               continue;
             }
           TORCH_EXT_UNROLL
           for (int r = 0; r < kRows; ++r) factor[r] = load_wide(from + r * s.factor_row);
-          add_source_rows<T, kRows, kStride, kKernelRows, kTaps, false, kEdge>(s, source, *rows, nullptr, factor, sum);
+          add_source_rows<T, kRows, kStride, kKernelRows, kTaps, false, kEdge, kWeights>(s, source, *rows, nullptr,
+                                                                                         load, factor, sum);
         }
       }
     }
@@ -125,8 +129,12 @@ template <class T, bool kColumns, int kRows, int kStride, int kKernelRows,
 void grad_strips(const GradStripSum<T>& s, int64_t taps, bool edge) {
   if constexpr (kTaps > 1)
     if (taps < kTaps) return grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps - 1>(s, taps, edge);
-  edge ? grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, true>(s)
-       : grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, false>(s);
+  if constexpr (!kColumns && kKernelRows == 3)
+    if (s.permutation)
+      return edge ? grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, true, Weights::kOfGroup>(s)
+                  : grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, false, Weights::kOfGroup>(s);
+  edge ? grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, true, Weights::kVector>(s)
+       : grad_strips<T, kColumns, kRows, kStride, kKernelRows, kTaps, false, Weights::kVector>(s);
 }
 
 template <class T, bool kColumns, int kKernelRows, int kStride>

@@ -25,6 +25,8 @@ class GradStrips {
         grad_output_(grad_output),
         input_(input),
         partial_sums_(partial_sums),
+        sums_of_vector_(plan.terms * plan.taps()),
+        permutations_(plan.terms),
         sums_(scratch),
         totals_(scratch + plan.sums_size() / 3),
         stage_(scratch + plan.sums_size()),
@@ -40,14 +42,14 @@ class GradStrips {
     const int64_t first = block * plan_.channels.width, end = first + plan_.channels.vectors(block);
     for (vector_ = first; vector_ < end; vector_ += vectors_) {
       vectors_ = kColumns ? 1 : end - first;
-      fill_zero(sums_, vectors_ * plan_.taps() * L);
+      fill_zero(sums_, vectors_ * sums_of_vector_ * L);
       summed_ = 0;
       has_totals_ = false;
       sum_box();
       if (has_totals_) add_to_totals();
       for (int64_t v = 0; v < vectors_; ++v)
-        store_sums(v * plan_.taps(),
-                   partial_sums_ + slice * plan_.slice_size() + (vector_ + v) * plan_.taps() * plan_.channels.lanes);
+        store_sums(v * sums_of_vector_,
+                   partial_sums_ + slice * plan_.slice_size() + (vector_ + v) * sums_of_vector_ * plan_.channels.lanes);
     }
   }
 
@@ -69,7 +71,7 @@ class GradStrips {
   static constexpr int64_t kMaxRuns = kColumns ? 2 * kMaxEdges<A> + 1 : 4 * kMaxColumnTaps;
 
   void add_to_totals() {
-    add_short_sums(sums_, vectors_ * plan_.taps(), totals_, &has_totals_);
+    add_short_sums(sums_, vectors_ * sums_of_vector_, totals_, &has_totals_);
     summed_ = 0;
   }
 
@@ -78,7 +80,7 @@ class GradStrips {
     const int64_t step = has_totals_ ? 2 * L : L;
     const A* const from = (has_totals_ ? totals_ : sums_) + first * step;
     if constexpr (!kColumns) {
-      for (int64_t t = 0; t < plan_.taps(); ++t) Vec<A>::load(from + t * step).store(to + t * L);
+      for (int64_t t = 0; t < sums_of_vector_; ++t) Vec<A>::load(from + t * step).store(to + t * L);
       return;
     }
     sum_lanes(from, step, plan_.taps(), to);
@@ -192,8 +194,10 @@ class GradStrips {
         set_prefetch(v, begin == 0 && end_ == count ? 0 : end_ - begin);
         if constexpr (kStaged) stage(v, {first + begin, first + end_});
         for (const Strips& strips : groups_) {
-          if (strips.insides) sum(td, v, strips, false);
-          if (strips.edges) sum(td, v, strips, true);
+          for (int64_t r = 0; r < plan_.terms; ++r) {
+            if (strips.insides) sum(td, v, r, strips, false);
+            if (strips.edges) sum(td, v, r, strips, true);
+          }
         }
       }
     }
@@ -274,7 +278,7 @@ class GradStrips {
     end_ = row;
   }
 
-  void sum(int64_t td, int64_t v, const Strips& strips, bool edge) {
+  void sum(int64_t td, int64_t v, int64_t r, const Strips& strips, bool edge) {
     const Axis &h = plan_.axes[1], &w = plan_.axes[2];
     GradStripSum<Stored> s{};
     if constexpr (kStaged) {
@@ -293,15 +297,16 @@ class GradStrips {
     s.source_column = w.stride * source_column_;
     s.step = w.dilation * source_column_;
     s.row_sums = w.kernel * L;
+    s.permutation = plan_.terms > 1 ? permutations_.of_term[r] : nullptr;
     const int64_t at_once = detail::grad_taps_at_once(h.kernel);
     for (const Taps* taps = taps_; taps < taps_ + taps_count_; ++taps) {
       s.columns = taps->columns;
       s.column_count = taps->column_count;
       s.first_tap = taps->first;
       const bool middle = taps->first / at_once == w.kernel / 2 / at_once;  // most vectors meet these
-      s.factor_ahead = middle ? factor_ahead_ : 0;
-      s.source_ahead = middle ? source_ahead_ : 0;
-      s.sums = sums_ + (v * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
+      s.factor_ahead = middle && r == 0 ? factor_ahead_ : 0;
+      s.source_ahead = middle && r == 0 ? source_ahead_ : 0;
+      s.sums = sums_ + (v * sums_of_vector_ + r * plan_.taps() + td * h.kernel * w.kernel + s.first_tap) * L;
       if (h.kernel == 1) grad_strips<Stored, kColumns, 1>(s, strips.rows, h.row_step(), taps->count, edge);
       else if (h.kernel == 3) grad_strips<Stored, kColumns, 3>(s, strips.rows, h.row_step(), taps->count, edge);
       else if (h.kernel == 5) grad_strips<Stored, kColumns, 5>(s, strips.rows, h.row_step(), taps->count, edge);
@@ -312,6 +317,8 @@ class GradStrips {
   const GradWeightPlan& plan_;
   const View<const T> grad_output_, input_;
   A* const partial_sums_;
+  const int64_t sums_of_vector_;
+  const Permutations<A> permutations_;
   A* const sums_;                                // of about kShortSum positions
   A* const totals_;                              // of sums, with the rounding error so far
   A* const stage_;                               // copies of rows

@@ -88,10 +88,10 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
-inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t lanes, Layout source,
-                                    Layout target, bool convert) {
+inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t terms, int64_t lanes,
+                                    Layout source, Layout target, bool convert) {
   if (!channels_are_adjacent(source, target) || channels < lanes) return false;
-  const int64_t rows = axes[0].kernel * axes[1].kernel;
+  const int64_t rows = terms * axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
   // A sum that is taken in several goes is added to what is in the target: it would be rounded each time, and the
   // channels that the last vector shares with the one before would be added twice.

@@ -80,8 +80,9 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
     }
   } else if (lanes.span <= L) {  // a channel for several lanes
     row += lanes.offset[0];
+    const Permutation<Acc<T>> permutation(lanes.index);
     for (int64_t j = 0; j < columns; ++j)
-      permute(load_partial(row + j * stride, lanes.span), lanes.index).store(packed + j * pitch);
+      permute(load_partial(row + j * stride, lanes.span), permutation).store(packed + j * pitch);
   } else {
     for (int64_t j = 0; j < columns; ++j, row += stride, packed += pitch) {
       for (int64_t i = 0; i < lanes.count; ++i) packed[i] = widen(row[lanes.offset[i]]);

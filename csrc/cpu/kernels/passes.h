@@ -23,11 +23,11 @@ struct CorrelatePlan {
   Order order;
   Triple<Axis> axes;
   Channels channels;  // of the target
-  ChannelMap map;     // from target to source
-  int64_t terms;      // source channels per target channel
-  int64_t multiplier;
-  bool wide_weight;  // the weight has an output channel for each wide one, else `multiplier` inputs for each output
-  int64_t group;     // column phases that are computed together
+  ChannelMap map;     // from target to source; of whole vectors if their groups share them
+  bool transposed;
+  bool shares_vectors;     // the terms of a group are lanes of the vector that its targets are
+  int64_t targets, terms;  // channels of a group, in target and source
+  int64_t group;           // column phases that are computed together
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
@@ -38,6 +38,7 @@ struct CorrelatePlan {
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
+  int64_t ring_terms() const { return shares_vectors ? 1 : terms; }
   // Columns of a tile in memory; the last vector of columns may be a part.
   int64_t tile_columns() const {
     return lanes_are_columns(order) ? ceil_div(tiling.columns, lanes) * lanes : tiling.columns * group;
@@ -87,30 +88,44 @@ bool is_large(const ConvGeometry<int64_t>& g, Order order) {
 
 }  // namespace detail
 
+// Whether several small groups fill a vector, in source and target alike: a depthwise convolution but for the lanes of
+// the source that each target meets.
+template <class T>
+bool groups_share_vectors(const ConvGeometry<int64_t>& g, Layout source, Layout target) {
+  const int64_t channels = g.in_per_group(), lanes = kLanes<Acc<T>>;
+  return channels == g.out_per_group() && 1 < channels && channels < lanes && lanes % channels == 0 &&
+         g.in_channels >= lanes && detail::channels_are_adjacent(source, target) && g.kernel[2] <= 5 &&
+         channels * g.kernel[0] * g.kernel[1] <= kMaxRows;
+}
+
+// Of a depthwise convolution, or one whose groups share vectors.
 template <class T>
 CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, Layout source, Layout target) {
   using A = Acc<T>;
   CorrelatePlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = transposed ? grad_input_axis(g, i) : forward_axis(g, i);
-  const int64_t m = multiplier(g), channels = transposed ? g.in_channels : g.out_channels;
-  const bool wide_target = output_is_wide(g) != transposed;
-  p.map = wide_target ? ChannelMap{1, m} : ChannelMap{m, 1};
-  p.terms = wide_target ? 1 : m;
-  p.multiplier = m;
-  p.wide_weight = output_is_wide(g);
+  p.transposed = transposed;
+  p.targets = transposed ? g.in_per_group() : g.out_per_group();
+  p.terms = transposed ? g.out_per_group() : g.in_per_group();
+  p.shares_vectors = p.targets > 1 && p.terms > 1;
+  p.map = p.shares_vectors ? ChannelMap{1, 1} : ChannelMap{p.terms, p.targets};
+  const int64_t channels = g.groups * p.targets;
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   const Axis& w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
   const bool channels_in_place =
-      m == 1 && detail::reads_channels_in_place(p.axes, channels, p.lanes, source, target, convert);
+      p.targets == p.terms &&
+      detail::reads_channels_in_place(p.axes, channels, p.terms, p.lanes, source, target, convert);
   // 16-bit types have no masked loads for the edges: their images are widened first.
-  const bool strips_of_columns = detail::has_strips_of_columns(p.axes, p.terms, p.lanes, source, target) &&
+  const bool strips_of_columns = !p.shares_vectors &&
+                                 detail::has_strips_of_columns(p.axes, p.terms, p.lanes, source, target) &&
                                  (!convert || p.terms * p.source_plane() <= kMaxStaged);
   p.order = channels_in_place   ? Order::kChannelsInPlace
             : strips_of_columns ? convert ? Order::kStagedColumns : Order::kColumnsInPlace
-            : detail::columns_are_lanes(w, channels, p.lanes, source, target) ? Order::kPackedColumns
-                                                                              : Order::kPackedChannels;
+            : !p.shares_vectors && detail::columns_are_lanes(w, channels, p.lanes, source, target)
+                ? Order::kPackedColumns
+                : Order::kPackedChannels;
 
   p.prefetch = detail::is_large<T>(g, p.order);
   const int64_t wanted = wanted_parts(g, kPartWork);
@@ -120,8 +135,9 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   const Triple<int64_t> all_taps{{p.axes[0].max_taps, p.axes[1].max_taps, w.max_taps}};
   switch (p.order) {
     case Order::kChannelsInPlace:
-      p.channels = cut_channels(channels, p.lanes, true, 8, std::min(kWeightBytes / (32 * p.taps()), kMaxVectors - 1),
-                                ceil_div(needed, p.axes[0].target * p.axes[1].target));
+      p.channels =
+          cut_channels(channels, p.lanes, true, 8, std::min(kWeightBytes / (32 * p.terms * p.taps()), kMaxVectors - 1),
+                       ceil_div(needed, p.axes[0].target * p.axes[1].target));
       p.tiling = {w.count(0), 1, all_taps, {{1, 1, 0}}, true};
       break;
     case Order::kColumnsInPlace:
@@ -137,7 +153,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
     case Order::kStagedChannels: {                                             // not in this pass
       const int64_t columns = p.group > 1 ? ceil_div(w.source, 2) : w.target;  // phases share rows of the source
       p.channels = cut_channels(channels, p.lanes, false, 2, detail::packed_vectors(columns, source, target), needed);
-      p.tiling = make_tiling(p.axes, p.terms, p.group, p.channels.width * 32, kMaxColumns);
+      p.tiling = make_tiling(p.axes, p.ring_terms(), p.group, p.channels.width * 32, kMaxColumns);
       break;
     }
     case Order::kPackedColumns: {
@@ -189,7 +205,8 @@ struct GradWeightPlan {
   Channels channels;
   ChannelMap output_map, input_map;
   int64_t multiplier;
-  bool wide_weight;  // as in CorrelatePlan
+  bool wide_output;
+  int64_t terms;  // inputs of a group whose vectors are shared, else 1
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;
@@ -204,7 +221,7 @@ struct GradWeightPlan {
 
   Triple<int64_t> kernel() const { return {{axes[0].kernel, axes[1].kernel, axes[2].kernel}}; }
   int64_t taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
-  int64_t block_taps() const { return tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
+  int64_t block_taps() const { return terms * tiling.taps[0] * tiling.taps[1] * tiling.taps[2]; }
   int64_t items() const { return parts.count() * channels.blocks(); }
   // Columns of a packed row of grad_output; the last vector of columns may be a part.
   int64_t row_columns() const {
@@ -231,7 +248,7 @@ struct GradWeightPlan {
     return (rows * tiling.columns + h.most_met(rows, planes) * w.most_met(tiling.columns, 1)) * lanes;
   }
   int64_t scratch_size() const { return sums_size() + rows_size() + zero_row_size() + ring_size() + stage_size(); }
-  int64_t slice_size() const { return channels.all_vectors() * channels.lanes * taps(); }
+  int64_t slice_size() const { return channels.all_vectors() * channels.lanes * terms * taps(); }
   int64_t partial_sums_size() const { return parts.count() * slice_size(); }
   Box slice_box(int64_t slice) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].target, slice);
@@ -254,23 +271,36 @@ inline Parts cut_slices(int64_t needed, int64_t n, const Triple<int64_t>& size) 
   return parts;
 }
 
+// As groups_share_vectors, where both tensors are read in place.
+template <class T>
+bool grad_weight_shares_vectors(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
+  const Triple<Axis> axes{{forward_axis(g, 0), forward_axis(g, 1), forward_axis(g, 2)}};
+  return groups_share_vectors<T>(g, input, grad_output) && g.kernel[1] == 3 &&
+         detail::sums_channels_in_place(axes, g.in_channels, kLanes<Acc<T>>, input, grad_output,
+                                        g.in_channels * static_cast<int64_t>(sizeof(T)));
+}
+
+// Of a depthwise convolution, or one whose groups share vectors.
 template <class T>
 GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_output, Layout input) {
   using A = Acc<T>;
   GradWeightPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
   const int64_t m = multiplier(g), channels = wide_channels(g);
-  p.output_map = output_is_wide(g) ? ChannelMap{1, 1} : ChannelMap{1, m};
+  const bool shares_vectors = g.in_per_group() > 1 && g.out_per_group() > 1;
+  p.output_map = output_is_wide(g) || shares_vectors ? ChannelMap{1, 1} : ChannelMap{1, m};
   p.input_map = output_is_wide(g) ? ChannelMap{1, m} : ChannelMap{1, 1};
   p.multiplier = m;
-  p.wide_weight = output_is_wide(g);
+  p.wide_output = output_is_wide(g);
+  p.terms = shares_vectors ? m : 1;
   p.batch = g.batch;
   p.lanes = kLanes<A>;
   const Axis &h = p.axes[1], &w = p.axes[2];
   const bool convert = !std::same_as<T, A>;
   const int64_t pixel_bytes = channels * static_cast<int64_t>(sizeof(T));
   const bool channels_in_place =
-      m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes);
+      shares_vectors ||
+      (m == 1 && detail::sums_channels_in_place(p.axes, channels, p.lanes, input, grad_output, pixel_bytes));
   const int64_t positions = g.batch * g.out[0] * g.out[1] * g.out[2];
   const bool adjacent = detail::channels_are_adjacent(input, grad_output);
   const bool staged = detail::sums_staged_channels(p.axes, channels, p.lanes, adjacent && m == 1);
@@ -290,8 +320,8 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   int64_t packed_bytes = 1, max_columns = kMaxSumColumns;  // of a column of a block
   switch (p.order) {
     case Order::kChannelsInPlace:
-      p.channels =
-          cut_channels(channels, p.lanes, true, 2, std::clamp<int64_t>(kMaxBlockTaps / p.taps(), 1, 16), blocks);
+      p.channels = cut_channels(channels, p.lanes, true, 2,
+                                std::clamp<int64_t>(kMaxBlockTaps / p.terms / p.taps(), 1, 16), blocks);
       break;
     case Order::kPackedChannels:
       p.channels = cut_channels(channels, p.lanes, false, adjacent ? 8 : 2,

@@ -370,11 +370,12 @@ inline Channels cut_channels(int64_t channels, int64_t lanes, bool whole_vectors
   return c;
 }
 
-// Which channel belongs to a lane: lane * times / over, plus the term. "Wide" is the side with more channels.
+// Which channel belongs to a lane: the first of its group, plus the term. `over` lanes make a group, of `times`
+// channels. "Wide" is the side with more channels.
 struct ChannelMap {
   int64_t times, over;
 
-  int64_t operator()(int64_t lane) const { return divide(lane * times, over); }
+  int64_t operator()(int64_t lane) const { return divide(lane, over) * times; }
 };
 
 // Items that a pass should have: each with some multiply-adds, so that it is worth its overhead.

@@ -10,7 +10,7 @@
 //   load_wide(p), store_rounded(p, v)                 from and to a storage type
 //   load_partial(p, n), store_partial(p, v, n)        only the first n numbers are touched, the rest is zero
 //   load_masked(p, mask)                              only the numbers whose mask is set are touched, the rest is zero
-//   permute(v, index)                                 lanes in another order, see Lanes in pack.h
+//   permute(v, Permutation<A>(index))                 lanes in another order, see Lanes in pack.h
 //   transpose(rows)                                   a square of kLanes vectors
 //   even_lanes(a, b); zip(a, b, pair)                 every second lane of both; their lanes in turn
 // Loops over a register tile must be unrolled before the compiler decides what lives in registers: else GCC keeps the

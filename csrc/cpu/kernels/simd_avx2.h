@@ -140,11 +140,15 @@ void store_partial(T* p, Vec<float> x, int64_t n) {
 }
 
 // Lane i becomes what the index says; the indices count 32-bit halves of a double.
-inline Vec<float> permute(Vec<float> x, const int32_t* index) {
-  return {_mm256_permutevar8x32_ps(x.v, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)))};
-}
-inline Vec<double> permute(Vec<double> x, const int32_t* index) {
-  return {_mm256_castps_pd(permute(Vec<float>{_mm256_castpd_ps(x.v)}, index).v)};
+template <class A>
+struct Permutation {
+  explicit Permutation(const int32_t* index) : v(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(index))) {}
+
+  __m256i v;
+};
+inline Vec<float> permute(Vec<float> x, Permutation<float> p) { return {_mm256_permutevar8x32_ps(x.v, p.v)}; }
+inline Vec<double> permute(Vec<double> x, Permutation<double> p) {
+  return {_mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(x.v), p.v))};
 }
 
 inline Vec<float> even_lanes(Vec<float> a, Vec<float> b) {

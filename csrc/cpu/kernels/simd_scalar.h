@@ -63,10 +63,16 @@ void store_rounded(T* p, const Vec<Acc<T>>& v) {
 }
 
 template <class A>
-Vec<A> permute(const Vec<A>& x, const int32_t* index) {
+struct Permutation {
+  explicit Permutation(const int32_t* index) : index(index) {}
+
+  const int32_t* index;
+};
+template <class A>
+Vec<A> permute(const Vec<A>& x, Permutation<A> p) {
   constexpr int kWords = sizeof(A) / 4;
   Vec<A> y;
-  for (int i = 0; i < Vec<A>::kSize; ++i) y.lane[i] = x.lane[index[kWords * i] / kWords];
+  for (int i = 0; i < Vec<A>::kSize; ++i) y.lane[i] = x.lane[p.index[kWords * i] / kWords];
   return y;
 }
 

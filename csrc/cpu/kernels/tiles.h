@@ -11,6 +11,7 @@ template <class T>
 struct SourceRow {
   const T* source;
   const Acc<T>* weight[2];
+  const int32_t* permutation;  // of Weights::kOfGroup
 };
 
 //   out[i][v][j] = start[v] + sum over rows and taps t of weight[i][v][t] * source[v][j * source_stride + t * step]
@@ -38,7 +39,36 @@ struct RowSum {
   int64_t out_ahead;
 };
 
-enum class Weights { kVector, kBroadcast };
+// A weight for each lane, or one for all lanes; or one for each lane that meets another lane of its group, which the
+// permutation of the source brings there.
+enum class Weights { kVector, kBroadcast, kOfGroup };
+
+// The lanes of a vector that lanes of groups of `terms` channels meet, term by term. See Lanes for what an index is.
+template <class A>
+struct Permutations {
+  int32_t of_term[kLanes<A>][8];
+
+  explicit Permutations(int64_t terms) {
+    constexpr int64_t words = sizeof(A) / 4;
+    for (int64_t r = 0; r < terms && r < kLanes<A>; ++r)
+      for (int64_t i = 0; i < kLanes<A> * words; ++i)
+        of_term[r][i] = static_cast<int32_t>((i / words / terms * terms + r) * words + i % words);
+  }
+};
+
+// Loads a vector of the source as its weights meet it.
+template <class T, Weights kWeights>
+struct LoadSource {
+  explicit LoadSource(const int32_t*) {}
+  Vec<Acc<T>> operator()(const T* p) const { return load_wide(p); }
+};
+template <class T>
+struct LoadSource<T, Weights::kOfGroup> {
+  explicit LoadSource(const int32_t* index) : permutation(index) {}
+  Vec<Acc<T>> operator()(const T* p) const { return permute(load_wide(p), permutation); }
+
+  Permutation<Acc<T>> permutation;
+};
 
 // A pointer that the compiler takes as it is: it then steps from it by strides that it knows before the loop, and does
 // not sum up an offset from elsewhere for every step.
@@ -58,20 +88,21 @@ inline __attribute__((always_inline)) Vec<A> load_weight(const A* p) {
 //            of all taps. Else 0: one weight vector is loaded at a time, and the source is an operand in memory.
 template <class T, int kColumns, int kTaps, Weights kWeights>
 inline __attribute__((always_inline)) void add_row(const RowSum<T>& r, const T* source, int64_t stride,
-                                                   const Acc<T>* weight, Vec<Acc<T>> (&sum)[kColumns]) {
+                                                   const Acc<T>* weight, LoadSource<T, kWeights> load,
+                                                   Vec<Acc<T>> (&sum)[kColumns]) {
   if constexpr (kTaps > 5) {  // the weights of so many do not fit in the registers
     constexpr int kFirst = (kTaps + 1) / 2;
-    add_row<T, kColumns, kFirst, kWeights>(r, source, stride, weight, sum);
+    add_row<T, kColumns, kFirst, kWeights>(r, source, stride, weight, load, sum);
     asm volatile("" ::: "memory");  // nothing of the second half is loaded before the first is done
     add_row<T, kColumns, kTaps - kFirst, kWeights>(r, source + kFirst * stride, stride, weight + kFirst * r.weight_step,
-                                                   sum);
+                                                   load, sum);
   } else if constexpr (kTaps > 0) {
     Vec<Acc<T>> w[kTaps];
     TORCH_EXT_UNROLL
     for (int t = 0; t < kTaps; ++t) w[t] = load_weight<Acc<T>, kWeights>(weight + t * r.weight_step);
     TORCH_EXT_UNROLL
     for (int i = 0; i < kColumns + kTaps - 1; ++i) {
-      const auto x = load_wide(source + i * stride);
+      const auto x = load(source + i * stride);
       TORCH_EXT_UNROLL
       for (int t = 0; t < kTaps; ++t)
         if (i >= t && i - t < kColumns) sum[i - t] = fma(w[t], x, sum[i - t]);
@@ -80,7 +111,7 @@ inline __attribute__((always_inline)) void add_row(const RowSum<T>& r, const T* 
     for (int64_t t = r.taps; t > 0; --t, source += r.step, weight += r.weight_step) {
       const auto w = load_weight<Acc<T>, kWeights>(weight);
       TORCH_EXT_UNROLL
-      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, load_wide(source + j * stride), sum[j]);
+      for (int j = 0; j < kColumns; ++j) sum[j] = fma(w, load(source + j * stride), sum[j]);
     }
   }
 }
@@ -117,15 +148,16 @@ inline __attribute__((always_inline)) void tile(const RowSum<T>& r, int64_t sour
   for (const SourceRow<T>*row = r.rows, *const end = r.rows + r.row_count; row < end; ++row) {
     const T* source = row->source + source_offset;
     keep_apart(source);
+    const LoadSource<T, kWeights> load(row->permutation);
     if constexpr (kRows == 1) {
-      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, load, sum[0]);
     } else if (row->weight[0] && row->weight[1]) {
       add_row<T, kColumns, kWeights>(r, source, stride, row->weight[0] + weight_offset, row->weight[1] + weight_offset,
                                      sum);
     } else if (row->weight[0]) {
-      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, sum[0]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[0] + weight_offset, load, sum[0]);
     } else {
-      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[1] + weight_offset, sum[1]);
+      add_row<T, kColumns, kTaps, kWeights>(r, source, stride, row->weight[1] + weight_offset, load, sum[1]);
     }
   }
   keep_apart(out);
@@ -211,16 +243,22 @@ void sum_row(const RowSum<T>& r, int64_t columns) {
   rest(std::integral_constant<int, 7>());
 }
 
-template <class T, int kTaps, int kStride>
+template <class T, int kTaps, int kStride, Weights kWeights = Weights::kVector>
 void sum_row_of_channels(const RowSum<T>& r, int64_t columns) {
   // What comes from memory comes better in small pieces.
-  if (kStride == 0 && r.prefetch) sum_row<T, 1, 4, kTaps, kStride, Weights::kVector>(r, columns);
-  else sum_row<T, 1, 8, kTaps, kStride, Weights::kVector>(r, columns);
+  if (kStride == 0 && r.prefetch) sum_row<T, 1, 4, kTaps, kStride, kWeights>(r, columns);
+  else sum_row<T, 1, 8, kTaps, kStride, kWeights>(r, columns);
 }
 
 template <class T, int kStride>
 void sum_row_of_channels(const RowSum<T>& r, int64_t columns) {
   const bool dense = r.step == r.source_stride;
+  if (r.row_count > 0 && r.rows->permutation) {
+    if (dense && r.taps == 3) sum_row_of_channels<T, 3, kStride, Weights::kOfGroup>(r, columns);
+    else if (dense && r.taps == 5) sum_row_of_channels<T, 5, kStride, Weights::kOfGroup>(r, columns);
+    else sum_row_of_channels<T, 0, kStride, Weights::kOfGroup>(r, columns);
+    return;
+  }
   if (dense && r.taps == 2) sum_row_of_channels<T, 2, kStride>(r, columns);
   else if (dense && r.taps == 3) sum_row_of_channels<T, 3, kStride>(r, columns);
   else if (dense && r.taps == 5) sum_row_of_channels<T, 5, kStride>(r, columns);

@@ -6,15 +6,17 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// Where the weights of the channels first, first + 1, ... lie: those of their term r, of `terms` terms.
+// Where the weights of the target channels first, first + 1, ... lie: those of their term r. A group has `targets` of
+// them and `terms` terms; these are its outputs if transposed, else its inputs.
 template <class T, class A = Acc<std::remove_const_t<T>>>
-Lanes<A> weight_lanes(const View<T>& weight, const Channels& channels, int64_t first, int64_t terms, int64_t r,
-                      int64_t multiplier, bool wide_weight) {
+Lanes<A> weight_lanes(const View<T>& weight, const Channels& channels, int64_t first, int64_t targets, int64_t terms,
+                      int64_t r, bool transposed) {
   Lanes<A> lanes;
   lanes.count = std::min(channels.lanes, channels.channels - first);
   for (int64_t i = 0; i < lanes.count; ++i) {
-    const int64_t wide = (first + i) * terms + r;
-    lanes.offset[i] = wide_weight ? wide * weight.n : wide / multiplier * weight.n + wide % multiplier * weight.c;
+    const int64_t c = first + i;
+    lanes.offset[i] =
+        transposed ? (c / targets * terms + r) * weight.n + c % targets * weight.c : c * weight.n + r * weight.c;
   }
   lanes.finish();
   return lanes;
@@ -39,7 +41,7 @@ void pack_weight(const CorrelatePlan& p, View<const T> weight, Acc<T>* packed) {
   for (int64_t vector = 0; vector < p.channels.all_vectors(); ++vector)
     for (int64_t r = 0; r < p.terms; ++r, packed += p.taps() * p.channels.lanes) {
       const auto lanes =
-          weight_lanes(weight, p.channels, p.channels.first(vector), p.terms, r, p.multiplier, p.wide_weight);
+          weight_lanes(weight, p.channels, p.channels.first(vector), p.targets, p.terms, r, p.transposed);
       for_each_run(p.kernel(), weight, [&](int64_t offset, int64_t taps, int64_t first) {
         const T* from = weight.data + offset;
         if (lanes_are_columns(p.order)) pack_line(from + lanes.offset[0], weight.spatial[2], taps, packed + first);
@@ -65,9 +67,10 @@ template <class T>
 void add_grad_weight(const GradWeightPlan& p, Acc<T>* partial_sums, View<T> grad_weight) {
   add_slices(p.parts.count(), p.slice_size(), partial_sums);
   const Acc<T>* packed = partial_sums;
-  for (int64_t vector = 0; vector < p.channels.all_vectors(); ++vector, packed += p.taps() * p.channels.lanes) {
-    const auto lanes =
-        weight_lanes(grad_weight, p.channels, p.channels.first(vector), 1, 0, p.multiplier, p.wide_weight);
+  const bool by_input = !p.wide_output && p.terms == 1;  // a lane is an input, not an output
+  for (int64_t i = 0; i < p.channels.all_vectors() * p.terms; ++i, packed += p.taps() * p.channels.lanes) {
+    const auto lanes = weight_lanes(grad_weight, p.channels, p.channels.first(i / p.terms), p.multiplier, p.terms,
+                                    i % p.terms, by_input);
     for_each_run(p.kernel(), grad_weight, [&](int64_t offset, int64_t taps, int64_t first) {
       T* to = grad_weight.data + offset;
       if (lanes_are_columns(p.order)) unpack_line(packed + first, taps, grad_weight.spatial[2], to + lanes.offset[0]);

@@ -97,6 +97,46 @@ TEST_P(Direct, Pixels) {
                 Layout::kChannelsLast});
 }
 
+// Channels are adjacent, and several groups fill a vector: depthwise kernels permute its lanes.
+TEST_P(Direct, GroupsShareVectors) {
+  int i = 0;
+  const auto channels_last = [](Case c) {
+    c.input_layout = c.output_layout = Layout::kChannelsLast;
+    return c;
+  };
+  for (int64_t channels : {2, 4})
+    for (int64_t groups : {2, 3, 4, 5, 9})
+      for (int64_t kernel : {1, 2, 3, 5, 6})
+        for (int64_t stride : {1, 2, 3}) {
+          Case c = channels_last(groups_of(groups, channels, channels, 1 + i % 11, kernel));
+          c.in[0] = 3 + i % 7;
+          c.stride = {stride, 1 + i % 3};
+          c.dilation = {1 + i / 3 % 2, 1 + i / 2 % 3};
+          c.padding = {c.dilation[0] * (kernel - 1), i % 3, c.dilation[1] * (kernel - 1), i / 4 % 5};
+          c.batch = 1 + i % 2;
+          c.bias = i % 3;
+          c.weight_layout = kLayouts[i / 2 % 3];
+          if (i % 4 == 3) c.input_layout = kLayouts[i / 4 % 4];
+          ++i;
+          check_direct(c);
+        }
+  // Many channels, several images and strips of rows; taps in blocks; one and three dimensions.
+  Case c = channels_last(groups_of(64, 4, 4, 40, 3));
+  c.batch = 3;
+  check_direct(c);
+  check_direct(channels_last(groups_of(33, 2, 2, 31, 3)));
+  c = channels_last(groups_of(6, 4, 4, 21, 5));
+  c.dilation = {7, 9};
+  c.padding = {14, 14, 18, 18};
+  check_direct(c);
+  for (Layout layout : {Layout::kChannelsLast, Layout::kSliced}) {
+    check_direct({2, 16, 16, 4, {90}, {5}, {1}, {4, 0}, {1}, layout, layout});
+    check_direct({1, 16, 16, 8, {70}, {4}, {2}, {1, 2}, {1}, layout, layout});
+    check_direct({2, 12, 12, 3, {4, 5, 9}, {3, 3, 3}, {1, 1, 1}, {1, 1, 1, 1, 1, 1}, {1, 1, 1}, layout, layout});
+    check_direct({1, 16, 16, 8, {7, 6, 11}, {3, 3, 2}, {2, 1, 3}, {2, 2, 0, 0, 1, 1}, {2, 1, 1}, layout, layout});
+  }
+}
+
 // One tap: axes are merged, terms take the place of taps, and the weight gradient is a matrix product.
 TEST_P(Direct, Pointwise) {
   int i = 0;

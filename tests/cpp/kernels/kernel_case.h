@@ -233,9 +233,9 @@ struct Runner {
   }
   void correlate(bool transposed, const Tensor<T>& source, const Tensor<T>& weight, const T* bias,
                  Tensor<T>* target) const {
-    if (family == Family::kDirect) {
-      auto from = source.view();
-      auto to = target->mutable_view();
+    auto from = source.view();
+    auto to = target->mutable_view();
+    if (family == Family::kDirect && !cpu::groups_share_vectors<T>(g, cpu::layout(from), cpu::layout(to))) {
       Geometry merged = g;
       transposed ? cpu::merge_axes(&merged, &to, &from) : cpu::merge_axes(&merged, &from, &to);
       if (const auto pixels = cpu::plan_pixels<T>(merged, transposed, cpu::layout(from), cpu::layout(to))) {
@@ -272,7 +272,7 @@ struct Runner {
       run(plan, [&](Range items, Acc<T>* scratch) { kernel(plan, factor, source, partial.data, items, scratch); });
       add_slices(plan, partial.data, grad_weight->mutable_view());
     };
-    if (family == Family::kDepthwise)
+    if (family == Family::kDepthwise || cpu::grad_weight_shares_vectors<T>(g, cpu::layout(factor), cpu::layout(source)))
       return sum(cpu::plan_grad_weight<T>(g, cpu::layout(factor), cpu::layout(source)), kernels.depthwise.grad_weight,
                  kernels.depthwise.add_grad_weight);
     Geometry merged = g;
