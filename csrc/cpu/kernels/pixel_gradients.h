@@ -156,7 +156,7 @@ class PixelGradWeight {
     struct Steps {
       int64_t column, channel, group;
     };
-    const int64_t stride = std::min(w.stride, w.source);  // one beyond the image is never taken
+    const int64_t stride = size(columns_) > 1 ? w.stride : 0;  // one that is never taken may be as large as it likes
     const Steps input = plan_.packs_inputs
                             ? Steps{stride / plan_.column_stride() * input_pixel_, 1, plan_.group_row_size()}
                             : Steps{stride * input_.spatial[2], 1, plan_.inputs};

@@ -76,6 +76,17 @@ TEST_P(Direct, Pixels) {
           c.output_layout = kLayouts[i / 8 % 3];
           check_direct(c);  // rows are short
         }
+  // Strides larger than the image, over wide padding.
+  for (int64_t kernel : {1, 2, 6})
+    for (int64_t size : {1, 2, 3}) {
+      Case c = groups_of(2, 8, 8, size, kernel);
+      c.stride = {3, 3};
+      c.dilation = {2, 3};
+      c.padding = {10, 2, 15, 4};
+      check_direct(c);
+      c.input_layout = c.output_layout = Layout::kChannelsLast;
+      check_direct(c);
+    }
   // Sums of more than kTapsPerSum products, rows in several tiles, blocks of groups.
   Case c = groups_of(2, 150, 16, 9, 3);
   c.input_layout = c.output_layout = Layout::kChannelsLast;
