@@ -132,7 +132,10 @@ def test_avx512(n: int, dtype: torch.dtype) -> None:
             assert depthwise(n, dtype, output, dilation=2) == (theirs if output == "forward" else ours)
             assert depthwise(n, dtype, output, k=4) == (ours if output == "grad_weight" else theirs)
             assert grouped(n, dtype, output, (1, 8, 4)) == ("direct/avx2" if dtype == F16 else ATEN)
-            assert grouped(n, dtype, output, (4, 4, 4)) == ("direct/avx2" if dtype in (F16, F64) else ATEN)
+            for sizes in ((2, 7, 7), (4, 4, 4), (32, 2, 3)):
+                assert grouped(n, dtype, output, sizes) == "direct/avx2"
+            for sizes in ((2, 8, 7), (4, 7, 8), (32, 15, 4)):
+                assert grouped(n, dtype, output, sizes) == ("direct/avx2" if dtype in (F16, F64) else ATEN)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -10,16 +10,17 @@
 //   depthwise                 scalar, AVX2      depthwise            depthwise    depthwise
 //     PyTorch has a kernel a  AVX-512           PyTorch              depthwise    PyTorch, float16 depthwise
 //     nearly dense b          any               PyTorch              depthwise    depthwise
-//   groups of 2 to 15 c       scalar, AVX2      direct               direct       direct
+//   groups of 2 to 7 c        any               direct               direct       direct
+//   groups of 8 to 15 d       scalar, AVX2      direct               direct       direct
 //                             AVX-512           PyTorch              direct       PyTorch, float16 direct
 //   wider groups              any               PyTorch              direct       as dense
-//     of long rows d          scalar, AVX2      direct               direct       direct
-//   few channels, one tap e   scalar, AVX2      direct               PyTorch      direct
+//     of long rows e          scalar, AVX2      direct               direct       direct
+//   few channels, one tap f   scalar, AVX2      direct               PyTorch      direct
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
-//   a has_pytorch_kernel  b is_nearly_dense  c has_narrow_groups  d has_long_kernels
-//   e is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
+//   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
+//   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
@@ -52,6 +53,11 @@ bool has_narrow_groups(const ConvGeometry<Int>& g) {
   return g.groups > 1 && !is_depthwise(g) && (g.in_per_group() < 16 || g.out_per_group() < 16);
 }
 
+// Both in and out: too small for PyTorch's AVX-512 kernels, too.
+inline bool has_small_groups(const ConvGeometry<int64_t>& g) {
+  return g.groups > 1 && !is_depthwise(g) && g.in_per_group() < 8 && g.out_per_group() < 8;
+}
+
 // Groups with long rows of taps, as HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak.
 template <class Int>
 bool has_long_kernels(const ConvGeometry<Int>& g) {
@@ -79,7 +85,8 @@ inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa
     const bool nearly_dense = dtype == DType::kFloat32 && is_nearly_dense(g);
     return nearly_dense || (avx512 && has_pytorch_kernel(g, dtype, pass)) ? Kernel::kAten : Kernel::kDepthwise;
   }
-  if (avx512 && (dtype == DType::kFloat32 || dtype == DType::kBFloat16)) return Kernel::kAten;
+  const bool fast_in_pytorch = avx512 && (dtype == DType::kFloat32 || dtype == DType::kBFloat16);
+  if (fast_in_pytorch && !has_small_groups(g)) return Kernel::kAten;
   if (belongs_to_pytorch(g, dtype)) return Kernel::kAten;
   // Columns are lanes: a matrix product of few of them is PyTorch's.
   const bool few_columns = g.in[0] * g.in[1] * g.in[2] < 32;
