@@ -176,8 +176,19 @@ class PixelGradWeight {
     const int64_t most = one_vector ? kMaxSums : std::min(kMaxOutputs, kMaxSums / std::min(pixel_ / L, kPanel));
     const int64_t tiles = ceil_div(factors, most);
     p.out_pitch = swapped ? pixel_ : taps * pixel_;
-    for (int64_t g = 0; g < groups_; ++g)
-      for (int64_t t = 0; t < w.kernel; t += at_once)
+    TapLine<A> inside[kMaxTileRows];
+    for (int64_t t = 0; t < w.kernel; t += at_once) {
+      if (w.kernel > 1 && at_once == 1) {  // without the columns whose input lies outside the image
+        const Range all = positions_inside(w.phase(0).source(columns_.begin, t), w.stride, w.source);
+        const Range met{std::min(all.begin, size(columns_)), std::min(all.end, size(columns_))};
+        if (size(met) == 0) continue;
+        p.lines = inside;
+        for (int64_t i = 0; i < p.line_count; ++i) {
+          const TapLine<A>& line = met_[kernel_row][i];
+          inside[i] = {line.source + met.begin * p.step, line.weight + met.begin * p.weight_step, size(met)};
+        }
+      }
+      for (int64_t g = 0; g < groups_; ++g)
         for (int64_t i = 0; i < tiles; ++i) {
           const Range tile = part(factors, tiles, i);
           const int64_t offset = t * w.dilation * input_pixel_, tap = kernel_row * w.kernel + t;
@@ -188,6 +199,7 @@ class PixelGradWeight {
           if (one_vector) add_product_rows(p, size(tile), 1);
           else add_products(p, size(tile), pixel_ / L);
         }
+    }
   }
 
   // partial[output][tap][input], or [group][tap][input][output]

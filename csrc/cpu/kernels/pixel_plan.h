@@ -167,7 +167,7 @@ struct PixelGradPlan {
   }
 };
 
-inline constexpr int64_t kMaxPixelGradSums = 1 << 13;
+inline constexpr int64_t kPixelGradSumBytes = 128 << 10;
 
 // None where other plans are better. For a geometry whose axes may be merged.
 template <class T>
@@ -180,6 +180,7 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
   p.groups = g.groups;
   p.outputs = g.out_per_group();
   p.inputs = g.in_per_group();
+  constexpr int64_t most_sums = kPixelGradSumBytes / static_cast<int64_t>(sizeof(A));
   p.width = p.output_chunks = p.input_chunks = p.tile_rows = 1;
   // Taps side by side fill register tiles best if a vector of outputs is all there is.
   const bool taps_fill_tiles =
@@ -189,12 +190,16 @@ std::optional<PixelGradPlan> plan_pixel_grad_weight(const ConvGeometry<int64_t>&
   if (p.taps() == 1 && !p.lanes_are_outputs) {
     p.output_chunks = ceil_div(p.outputs, kMaxTargets);
     p.input_chunks = ceil_div(p.inputs, 2 * kMaxTargets);
-  } else if (wastes_lanes<A>(p.lanes_are_outputs ? p.outputs : p.inputs) || p.sums() > kMaxPixelGradSums) {
-    return {};
+  } else {
+    if (wastes_lanes<A>(p.lanes_are_outputs ? p.outputs : p.inputs)) return {};
+    int64_t* const chunks = p.lanes_are_outputs ? &p.input_chunks : &p.output_chunks;
+    const int64_t factors = p.lanes_are_outputs ? p.inputs : p.outputs;
+    *chunks = ceil_div(factors, std::clamp<int64_t>(most_sums / (p.sums() / factors), 1, factors));
+    if (p.sums() > most_sums) return {};
   }
   const bool adjacent = input.channel == 1;
   if (adjacent) {
-    const int64_t most = std::max<int64_t>(1, kMaxPixelGradSums / p.sums());
+    const int64_t most = std::max<int64_t>(1, most_sums / p.sums());
     p.width = std::min({g.groups, ceil_div(2 * kBlockChannels, std::min(p.inputs, p.outputs)), most});
   }
   const Axis &h = p.axes[1], &w = p.axes[2];

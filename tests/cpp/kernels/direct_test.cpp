@@ -95,6 +95,14 @@ TEST_P(Direct, Pixels) {
   c.in[0] = 5;
   c.input_layout = c.output_layout = Layout::kChannelsLast;
   check_direct(c);
+  // More weights than sums fit in a block.
+  for (int64_t outputs : {10, 23}) {
+    c = groups_of(2, 16, outputs, 9, 15);
+    c.input_layout = c.output_layout = outputs % 2 ? Layout::kContiguous : Layout::kChannelsLast;
+    check_direct(c);
+    std::swap(c.in_channels, c.out_channels);
+    check_direct(c);
+  }
   check_direct({2,
                 32,
                 32,
