@@ -28,7 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
     parser.add_argument("--passes", nargs="+", default=PASSES, choices=PASSES)
     parser.add_argument("--isa", default="avx2", choices=["avx2", "scalar", "native"])
-    parser.add_argument("--pytorch-native", action="store_true", help="--isa is ours alone: PyTorch has all the CPU has")
+    parser.add_argument("--pytorch-native", action="store_true", help="hold only ours to --isa")
     parser.add_argument("--seconds", type=float, default=0.15, help="least time for each pair of calls")
     parser.add_argument("--floors", action="store_true", help="exit 1 if a floor is missed in three runs of three")
     parser.add_argument("--short", action="store_true", help="print only what misses its floor")

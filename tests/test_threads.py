@@ -9,15 +9,17 @@ import torch
 
 from torch_ext import testing
 
-# batch, channels, multiplier, size, kernel, stride, dilation, padding
+# batch, groups, inputs and outputs of a group; size, kernel, stride, dilation, padding
 GEOMETRIES = {
-    "few channels, large image": ((1, 3, 1), (150, 170), (5, 5), 1, 1, 2),
-    "many channels": ((2, 72, 1), (14, 14), (3, 3), 1, 1, 1),
-    "stride": ((3, 17, 1), (23, 31), (3, 3), 2, 1, 1),
-    "multiplier and dilation": ((2, 9, 3), (20, 21), (3, 3), 1, 2, 2),
-    "kernel wider than the image": ((2, 40, 1), (7, 7), (13, 13), 1, 1, 6),
-    "one dimension": ((2, 33, 1), (500,), (31,), 1, 1, 15),
-    "three dimensions": ((2, 12, 1), (6, 15, 17), (3, 3, 3), 1, 1, 1),
+    "few channels, large image": ((1, 3, 1, 1), (150, 170), (5, 5), 1, 1, 2),
+    "many channels": ((2, 72, 1, 1), (14, 14), (3, 3), 1, 1, 1),
+    "stride": ((3, 17, 1, 1), (23, 31), (3, 3), 2, 1, 1),
+    "multiplier and dilation": ((2, 9, 1, 3), (20, 21), (3, 3), 1, 2, 2),
+    "kernel wider than the image": ((2, 40, 1, 1), (7, 7), (13, 13), 1, 1, 6),
+    "one dimension": ((2, 33, 1, 1), (500,), (31,), 1, 1, 15),
+    "three dimensions": ((2, 12, 1, 1), (6, 15, 17), (3, 3, 3), 1, 1, 1),
+    "groups that share vectors": ((2, 32, 4, 4), (20, 19), (3, 3), 1, 1, 1),
+    "groups that fill vectors": ((1, 3, 15, 64), (9, 9), (7, 7), 1, 1, 3),
 }
 
 
@@ -30,13 +32,13 @@ def threads_as_before() -> Iterator[None]:
 
 def passes(name: str, dtype: torch.dtype, layout: str = "contiguous") -> list[torch.Tensor]:
     """Forward and the three gradients, by the core ops."""
-    (batch, channels, multiplier), size, kernel, stride, dilation, padding = GEOMETRIES[name]
+    (batch, groups, inputs, outputs), size, kernel, stride, dilation, padding = GEOMETRIES[name]
     n = len(size)
     generator = torch.Generator().manual_seed(0)
-    input = testing.LAYOUTS[layout](torch.randn(batch, channels, *size, generator=generator).to(dtype))
-    weight = torch.randn(channels * multiplier, 1, *kernel, generator=generator).to(dtype)
-    bias = torch.randn(channels * multiplier, generator=generator).to(dtype)
-    numbers = [stride] * n, [padding] * (2 * n), [dilation] * n, channels
+    input = testing.LAYOUTS[layout](torch.randn(batch, groups * inputs, *size, generator=generator).to(dtype))
+    weight = torch.randn(groups * outputs, inputs, *kernel, generator=generator).to(dtype)
+    bias = torch.randn(groups * outputs, generator=generator).to(dtype)
+    numbers = [stride] * n, [padding] * (2 * n), [dilation] * n, groups
     output = torch.ops.torch_ext.conv(input, weight, bias, *numbers)
     return [output, *torch.ops.torch_ext.conv_backward(output, input, weight, *numbers, [True] * 3)]
 

@@ -11,7 +11,7 @@
 //     PyTorch has a kernel a  AVX-512           PyTorch              depthwise    PyTorch, float16 depthwise
 //     nearly dense b          any               PyTorch              depthwise    depthwise
 //   groups of 2 to 7 c        any               direct               direct       direct
-//   groups of 8 to 15 d       scalar, AVX2      direct               direct       direct
+//   other narrow groups d     scalar, AVX2      direct               direct       direct
 //                             AVX-512           PyTorch              direct       PyTorch, float16 direct
 //   wider groups              any               PyTorch              direct       as dense
 //     of long rows e          scalar, AVX2      direct               direct       direct

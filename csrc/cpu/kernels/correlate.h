@@ -1,6 +1,6 @@
 #pragma once
 
-// Forward and grad input of a depthwise convolution are one correlation:
+// Forward and grad input of a depthwise convolution, or of one whose groups share vectors, are one correlation:
 //
 //   target[n, c, i] = bias[c] + sum over terms r, taps t of weight[c, r, t] * source[n, channel(c, r), position(i, t)]
 //
@@ -16,7 +16,8 @@
 //   kPackedColumns    columns are lanes: the same ring, one channel a row, and a weight is one number for all lanes.
 // Rows outside the image are left out. If all taps' rows fit in the ring, a target row is summed in registers and
 // stored once; else blocks of taps sweep over a tile of sums, so that the ring stays in the cache for kernels of any
-// size. Sums are in Acc<T> in a fixed order, and are rounded once. The weight is packed as [vector][term][tap][lane],
+// size. Where groups share vectors, terms are permutations of a source vector's lanes, and a packed row serves them
+// all. Sums are in Acc<T> in a fixed order, and are rounded once. The weight is packed as [vector][term][tap][lane],
 // and as [channel][term][tap] where columns are lanes.
 //
 // The ring of rows is known from image-processing compilers (line buffers, as in Halide), the register tile of columns
@@ -43,7 +44,7 @@ class Correlate {
         tile_(start_ + plan.bias_size()),
         rows_(plan.axes, plan.tiling, tile_ + plan.tile_size()),
         prefetch_(is_packed(kOrder) ? what_to_prefetch(plan, source, target) : Prefetch::kNothing),
-        permutations_(plan.terms) {}
+        permutations_(plan.shares_vectors ? plan.terms : 0) {}
 
   void item(int64_t index) {
     box_ = plan_.item_box(index);

@@ -84,10 +84,11 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
   const int64_t wanted = ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
   const int64_t most = targets > kMaxTargets ? 1 : std::min(kMaxBlockTargets / targets, wanted);
+  p.width = ceil_div(groups, ceil_div(groups, most));
   // Of a single tap, more columns: shorter stretches of many channels are slow to read and write.
   const bool single_tap = axes[0].kernel * axes[1].kernel * w.kernel == 1;
-  const int64_t most_columns = single_tap ? 4 * kMaxColumns : kMaxColumns;
-  p.width = ceil_div(groups, ceil_div(groups, most));
+  const bool few_sums = p.width * std::min(targets, kMaxTargets) <= kMaxTargets;
+  const int64_t most_columns = single_tap && few_sums ? 4 * kMaxColumns : kMaxColumns;
   for (;; p.width = ceil_div(p.width, 2)) {
     p.tiling = make_tiling(axes, terms, phases, p.width * static_cast<int64_t>(sizeof(A)), most_columns,
                            std::max<int64_t>(1, max_block / p.width));

@@ -7,7 +7,8 @@
 //   kChannelsInPlace  a few rows or images of a block of channels, one vector of them after the other; taps outside the
 //                     image are left out.
 //   kStagedChannels   the same, of a copy of each vector's rows in which its channels lie side by side, in Acc<T>.
-// Any of them reads both tensors nearly in the order of memory.
+// Any of them reads both tensors nearly in the order of memory. Where groups share vectors, each input of a group is a
+// permutation of the source's lanes: sums are [vector][input][tap].
 #include "grad_strip_tiles.h"
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {

@@ -204,9 +204,9 @@ struct GradWeightPlan {
   Triple<Axis> axes;  // target: grad_output, source: input
   Channels channels;
   ChannelMap output_map, input_map;
-  int64_t multiplier;
+  int64_t multiplier;  // or the channels of a group that shares vectors
   bool wide_output;
-  int64_t terms;  // inputs of a group whose vectors are shared, else 1
+  int64_t terms;  // inputs of a group that shares vectors, else 1
   int64_t batch;
   int64_t lanes;  // in a vector, whatever they are
   Tiling tiling;

@@ -142,7 +142,7 @@ class PixelGradWeight {
       for (int64_t j = 0; j < count; ++j) pack_line(from + j * column, 1, channels, packed + j * pitch);
       return;
     }
-    for (int64_t v = 0; v < channels; v += L)
+    for (int64_t v = (channels - 1) / L * L; v >= 0; v -= L)  // a part of a vector is written whole: overwritten next
       pack_columns(from + v * channel, count > 1 ? column : 0, Lanes<A>(0, channels - v, {1, 1}, channel), count,
                    packed + v, pitch);
   }

@@ -95,7 +95,14 @@ TEST_P(Direct, Pixels) {
   c.in[0] = 5;
   c.input_layout = c.output_layout = Layout::kChannelsLast;
   check_direct(c);
-  // More weights than sums fit in a block.
+  // More weights than sums fit in a block: outputs, or inputs, come in parts.
+  for (const auto& [inputs, outputs, kernel] :
+       {std::array<int64_t, 3>{104, 8, 7}, {40, 8, 11}, {92, 4, 7}, {4, 72, 15}})
+    for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+      c = groups_of(2, inputs, outputs, 9, kernel);
+      c.input_layout = c.output_layout = layout;
+      check_direct(c);
+    }
   for (int64_t outputs : {10, 23}) {
     c = groups_of(2, 16, outputs, 9, 15);
     c.input_layout = c.output_layout = outputs % 2 ? Layout::kContiguous : Layout::kChannelsLast;

@@ -115,6 +115,64 @@ TEST(DepthwisePlans, Orders) {
   expect_orders(square(512, 56, 3, 1), float{}, {1, 512}, Order::kChannelsInPlace, Order::kPackedChannels);
 }
 
+TEST(DirectPlans, ScratchIsBounded) {
+  const auto check_type = []<class T>(const Geometry& g, T) {
+    const auto expect_bounded = [](const auto& plan) {
+      EXPECT_LE(plan.scratch_size() * static_cast<int64_t>(sizeof(Acc<T>)), 1 << 20);
+    };
+    for (const cpu::Layout layout : {cpu::Layout{1000, 1}, cpu::Layout{1, 1000}, cpu::Layout{7, 1000}}) {
+      for (bool transposed : {false, true}) {
+        expect_bounded(cpu::plan_direct<T>(g, transposed, layout, layout));
+        if (const auto pixels = cpu::plan_pixels<T>(g, transposed, layout, layout)) expect_bounded(*pixels);
+      }
+      expect_bounded(cpu::plan_direct_grad_weight<T>(g, layout, layout));
+      if (const auto pixels = cpu::plan_pixel_grad_weight<T>(g, layout, layout)) expect_bounded(*pixels);
+    }
+  };
+  for (int64_t inputs : {1, 2, 8, 15, 64, 250})
+    for (int64_t outputs : {1, 4, 16, 64, 500})
+      for (int64_t groups : {1, 4, 32})
+        for (int64_t kernel : {1, 3, 11})
+          for (int64_t size : {1, 14, 56, 3000}) {
+            const int64_t pad = kernel / 2;
+            const Case c{2, groups * inputs, groups * outputs, groups, {size}, {kernel}, {1}, {pad, pad}, {1}};
+            const Case square{2,         groups * inputs,  groups * outputs, groups,
+                              {size, 9}, {kernel, kernel}, {1, 2},           {pad, pad, pad, pad},
+                              {1, 1}};
+            for (const Geometry& g : {c.geometry(), square.geometry()}) {
+              SCOPED_TRACE(c.text());
+              check_type(g, float{});
+              check_type(g, double{});
+              check_type(g, BFloat16{});
+            }
+          }
+}
+
+TEST(DirectPlans, GroupsThatShareVectors) {
+  constexpr cpu::Layout kAdjacent{1, 1000}, kContiguous{1000, 1};
+  const auto geometry = [](int64_t groups, int64_t inputs, int64_t outputs, int64_t kernel) {
+    return Case{1, groups * inputs, groups * outputs, groups, {20, 20}, {kernel, kernel}, {1, 1}, {0, 0, 0, 0}, {1, 1}}
+        .geometry();
+  };
+  const auto share = [&](const Geometry& g) { return cpu::groups_share_vectors<float>(g, kAdjacent, kAdjacent); };
+  for (int64_t channels : {2, 4}) {
+    const Geometry g = geometry(8, channels, channels, 3);
+    EXPECT_TRUE(share(g));
+    EXPECT_TRUE(cpu::grad_weight_shares_vectors<float>(g, kAdjacent, kAdjacent));
+    EXPECT_EQ(cpu::plan_correlate<float>(g, false, kAdjacent, kAdjacent).order, cpu::Order::kChannelsInPlace);
+    EXPECT_EQ(cpu::plan_grad_weight<float>(g, kAdjacent, kAdjacent).order, cpu::Order::kChannelsInPlace);
+    EXPECT_FALSE(cpu::groups_share_vectors<float>(g, kContiguous, kAdjacent));
+    EXPECT_EQ(cpu::groups_share_vectors<double>(g, kAdjacent, kAdjacent), channels == 2);
+  }
+  EXPECT_TRUE(share(geometry(8, 4, 4, 5)));
+  EXPECT_FALSE(share(geometry(8, 4, 4, 6)));
+  EXPECT_FALSE(share(geometry(8, 3, 3, 3)));
+  EXPECT_FALSE(share(geometry(8, 4, 2, 3)));
+  EXPECT_FALSE(share(geometry(8, 8, 8, 3)));
+  EXPECT_FALSE(share(geometry(3, 2, 2, 3)));
+  EXPECT_FALSE(cpu::grad_weight_shares_vectors<float>(geometry(8, 4, 4, 1), kAdjacent, kAdjacent));
+}
+
 TEST(DepthwisePlans, FeedSixtyFourThreads) {
   const auto feeds = [&](const Case& c) {
     SCOPED_TRACE(c.text());
