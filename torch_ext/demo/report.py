@@ -165,7 +165,7 @@ def convert_models(settings: Settings, console: Console, promises: Promises) -> 
     )
     if torch.ops.torch_ext._isa() == "avx512":
         console.print(
-            "On this CPU, calls that PyTorch has faster AVX-512 kernels for stay with it; TORCH_EXT_ISA=avx2 forces ours."
+            "On this CPU, what PyTorch has faster AVX-512 kernels for stays with it; TORCH_EXT_ISA=avx2 forces ours."
         )
     worst = max(rows, key=lambda row: row.difference)
     promises.check(
