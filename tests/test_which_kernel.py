@@ -63,6 +63,8 @@ def test_groups(isa: str, n: int, output: str) -> None:
         for sizes in ((2, 2, 2), (4, 15, 15), (32, 4, 16), (3, 40, 8)):
             assert grouped(n, dtype, output, sizes) == ours
         assert grouped(n, dtype, output, (2, 16, 16)) == (ATEN if dtype == F32 else ours)
+        assert grouped(n, F64, output, (2, 127, 16)) == ours
+        assert grouped(n, F64, output, (2, 128, 16)) == ATEN
         # A row of 64 taps.
         assert grouped(n, dtype, output, (2, 16, 16), k=63, size=70, wide_only=True) == (ATEN if dtype == F32 else ours)
         assert grouped(n, dtype, output, (2, 16, 16), k=64, size=70, wide_only=True) == ours

@@ -21,6 +21,7 @@
 //
 //   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
 //   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
+//   In float64, groups of 128 inputs and more are PyTorch's.
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
@@ -75,7 +76,8 @@ bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
 template <class Int>
 bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
   if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g)) return false;
-  if (dtype == DType::kFloat64) return g.groups == 1;
+  // PyTorch calls a matrix product for each group, which pays where it is large.
+  if (dtype == DType::kFloat64) return g.groups == 1 || g.in_per_group() >= 128;
   return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
 }
 
