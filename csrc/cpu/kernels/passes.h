@@ -107,7 +107,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   p.transposed = transposed;
   p.targets = transposed ? g.in_per_group() : g.out_per_group();
   p.terms = transposed ? g.out_per_group() : g.in_per_group();
-  p.shares_vectors = p.targets > 1 && p.terms > 1;
+  p.shares_vectors = is_grouped(g);
   p.map = p.shares_vectors ? ChannelMap{1, 1} : ChannelMap{p.terms, p.targets};
   const int64_t channels = g.groups * p.targets;
   p.batch = g.batch;
@@ -287,7 +287,7 @@ GradWeightPlan plan_grad_weight(const ConvGeometry<int64_t>& g, Layout grad_outp
   GradWeightPlan p;
   for (int i = 0; i < 3; ++i) p.axes[i] = forward_axis(g, i);
   const int64_t m = multiplier(g), channels = wide_channels(g);
-  const bool shares_vectors = g.in_per_group() > 1 && g.out_per_group() > 1;
+  const bool shares_vectors = is_grouped(g);
   p.output_map = output_is_wide(g) || shares_vectors ? ChannelMap{1, 1} : ChannelMap{1, m};
   p.input_map = output_is_wide(g) ? ChannelMap{1, m} : ChannelMap{1, 1};
   p.multiplier = m;

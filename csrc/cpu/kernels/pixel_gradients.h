@@ -179,8 +179,8 @@ class PixelGradWeight {
     TapLine<A> inside[kMaxTileRows];
     for (int64_t t = 0; t < w.kernel; t += at_once) {
       if (w.kernel > 1 && at_once == 1) {  // without the columns whose input lies outside the image
-        const Range all = positions_inside(w.phase(0).source(columns_.begin, t), w.stride, w.source);
-        const Range met{std::min(all.begin, size(columns_)), std::min(all.end, size(columns_))};
+        const Line sources{w.phase(0).source(columns_.begin, t), size(columns_)};
+        const Range met = existing_columns(sources, w.stride, w.source);
         if (size(met) == 0) continue;
         p.lines = inside;
         for (int64_t i = 0; i < p.line_count; ++i) {

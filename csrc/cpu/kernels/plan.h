@@ -390,6 +390,8 @@ inline bool output_is_wide(const ConvGeometry<int64_t>& g) { return g.groups == 
 inline int64_t multiplier(const ConvGeometry<int64_t>& g) {
   return output_is_wide(g) ? g.out_channels / g.groups : g.in_channels / g.groups;
 }
+// Of the two kinds of geometry that the depthwise kernels take: see groups_share_vectors.
+inline bool is_grouped(const ConvGeometry<int64_t>& g) { return g.in_per_group() > 1 && g.out_per_group() > 1; }
 inline int64_t wide_channels(const ConvGeometry<int64_t>& g) { return g.groups * multiplier(g); }
 inline int64_t kernel_taps(const ConvGeometry<int64_t>& g) { return g.kernel[0] * g.kernel[1] * g.kernel[2]; }
 
