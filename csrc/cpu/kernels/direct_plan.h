@@ -43,23 +43,35 @@ void merge_axes(ConvGeometry<int64_t>* g, View<T>* input, View<U>* output) {
   g->in = g->out = {{1, 1, in[0] * in[1] * in[2]}};
 }
 
-// Rows of the source, packed: for each channel some lines of columns that are `stride` apart in the image. In a pass
-// that reads every second column, taps that are a multiple of 2 apart are neighbours in the same line.
+// Rows of the source, packed: for each channel some lines of columns that are `stride` apart in the image. Where
+// columns are lanes, targets that are neighbours read neighbours in a line: in a pass that reads every second column,
+// taps that are a multiple of 2 apart are in the same line. Where channels are lanes, one line has all columns.
 struct PackedRows {
   int64_t groups, terms;  // in all, and source channels in a group
   int64_t width;          // groups in a block
   int64_t lines;          // of a channel
   int64_t stride;
-  int64_t period;  // taps from one to the next of the same line,
-  int64_t step;    // and their distance there
-  int64_t pitch;   // from line to line
+  int64_t period;       // taps from one to the next of the same line,
+  int64_t step;         // and their distance there;
+  int64_t target_step;  // that of neighbouring targets
+  int64_t pitch;        // from line to line
   Tiling tiling;
 
-  void set_steps(const Axis& w) {
-    const int64_t common = std::gcd(w.stride, w.dilation);
-    stride = w.source_stride();
-    period = w.transposed ? 1 : w.stride / common;
-    step = w.kernel == 1 ? 1 : w.transposed ? -w.unit : w.dilation / common;  // a single tap has no next
+  void set_steps(const Axis& w, bool columns_are_lanes) {
+    if (columns_are_lanes) {
+      const int64_t common = std::gcd(w.stride, w.dilation);
+      stride = w.source_stride();
+      period = w.transposed ? 1 : w.stride / common;
+      step = w.transposed ? -w.unit : w.dilation / common;
+      target_step = 1;
+    } else {
+      const int64_t between = w.target > 1 ? w.source_stride() : 1;  // of sources of neighbouring targets
+      stride = w.kernel == 1 ? between : 1;
+      period = 1;
+      step = w.transposed ? -w.unit : w.dilation;
+      target_step = between / stride;
+    }
+    if (w.kernel == 1) step = 1;  // a single tap has no next
   }
   // A line also holds what the last vector reads, and what packing writes, beyond the columns.
   void set_lines(int64_t lanes) {
@@ -80,7 +92,7 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
   PackedRows p;
   p.groups = groups;
   p.terms = terms;
-  p.set_steps(w);
+  p.set_steps(w, true);
   // Where channels are adjacent, a block has whole cache lines of them; a group that is cut is a block by itself.
   const int64_t wanted = ceil_div(adjacent ? 2 * kBlockChannels : kBlockChannels, std::min(terms, targets));
   const int64_t most = targets > kMaxTargets ? 1 : std::min(kMaxBlockTargets / targets, wanted);

@@ -109,29 +109,54 @@ void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
 }
 
+// As below, where kRest = terms % kLanes.
+template <int kRest, class T>
+void copy_pixels(const T* pixels, int64_t stride, int64_t count, int64_t groups, int64_t terms, Acc<T>* lines,
+                 int64_t pitch) {
+  constexpr int64_t L = kLanes<Acc<T>>, kAtOnce = 8;  // pixels whose cache lines stay until all groups are copied
+  for (int64_t first = 0; first < count; first += kAtOnce)
+    for (int64_t g = 0; g < groups; ++g) {
+      const T* from = pixels + first * stride + g * terms;
+      Acc<T>* to = lines + g * pitch + first * terms;
+      const int64_t at_once = std::min(kAtOnce, count - first);
+      for (int64_t r = kRest; r < terms; r += L, from += L, to += L)
+        for (int64_t j = 0; j < at_once; ++j) opaque(load_wide(from + j * stride)).store(to + j * terms);
+      for (int64_t j = 0; kRest > 0 && j < at_once; ++j) {
+        Acc<T> rest[kRest + 1];
+        for (int r = 0; r < kRest; ++r) rest[r] = widen(from[j * stride + r]);
+        for (int r = 0; r < kRest; ++r) to[j * terms + r] = rest[r];
+      }
+    }
+}
+
+// lines[g * pitch + j * terms + r] = pixels[j * stride + g * terms + r] for `count` pixels. Numbers beyond whole
+// vectors are moved one by one, which compilers make pairs and fours: vectors that overlap, or need a mask, are slow to
+// store.
+template <class T>
+void copy_pixels(const T* pixels, int64_t stride, int64_t count, int64_t groups, int64_t terms, Acc<T>* lines,
+                 int64_t pitch) {
+  with_count<static_cast<int>(kLanes<Acc<T>>)>(terms % kLanes<Acc<T>> + 1, [&]<int kNext>() {
+    copy_pixels<kNext - 1>(pixels, stride, count, groups, terms, lines, pitch);
+  });
+}
+
 // Lines of pixels, one for each group: lines[group][column][channel of the group]. Channels that are not adjacent are
-// whole vectors of a group. Up to a vector beyond the last column is written.
+// whole vectors of a group.
 template <class T>
 void pack_pixels(const T* row, const View<const T>& view, int64_t groups, int64_t terms, int64_t width, Line line,
                  int64_t stride, Acc<T>* lines, int64_t pitch) {
   constexpr int64_t L = kLanes<Acc<T>>;
   const Range existing = existing_columns(line, stride, width);
-  const int64_t channels = groups * terms;
   for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch, existing.begin * terms);
-  if (view.c != 1 && size(existing) > 0) {
+  if (size(existing) > 0) {
     const T* const first = row + (line.first + existing.begin * stride) * view.spatial[2];
-    for (int64_t c = 0; c < channels; c += L)
-      pack_columns(first + c * view.c, stride * view.spatial[2], Lanes<Acc<T>>(0, L, {1, 1}, view.c), size(existing),
-                   lines + c / terms * pitch + existing.begin * terms + c % terms, terms);
-  }
-  for (int64_t j = existing.begin; view.c == 1 && j < existing.end; ++j) {
-    const T* const pixel = row + (line.first + j * stride) * view.spatial[2];
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t r = 0; r < terms; r += L) {  // what a vector holds beyond the group is overwritten next
-        const int64_t c = g * terms + r, left = channels - c;
-        opaque(left >= L ? load_wide(pixel + c) : load_partial(pixel + c, left))
-            .store(lines + g * pitch + j * terms + r);
-      }
+    const int64_t pixel = stride * view.spatial[2];
+    Acc<T>* const to = lines + existing.begin * terms;
+    if (view.c == 1) copy_pixels(first, pixel, size(existing), groups, terms, to, pitch);
+    else
+      for (int64_t c = 0; c < groups * terms; c += L)
+        pack_columns(first + c * view.c, pixel, Lanes<Acc<T>>(0, L, {1, 1}, view.c), size(existing),
+                     to + c / terms * pitch + c % terms, terms);
   }
   const int64_t beyond = (line.count - existing.end) * terms;
   for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch + existing.end * terms, beyond);
@@ -184,7 +209,8 @@ struct ColumnRuns {
       }
       for (int64_t i = 0; i < std::min(rows.period, size(met)); ++i) {
         const int64_t in_line = ceil_div(size(met) - i, rows.period);
-        lines[line_count] = {first + (met.begin + i) * p.step, count[f] + (in_line - 1) * rows.step};
+        lines[line_count] = {first + (met.begin + i) * p.step,
+                             (count[f] - 1) * rows.target_step + 1 + (in_line - 1) * rows.step};
         add({line_count++, 0, met.begin + i, in_line});
       }
     }
@@ -240,9 +266,9 @@ class LineRing {
     if constexpr (kPixels) {
       if (axes_[1].unit < axes_[1].source - h.source)
         prefetch_row<false>(source_, row + axes_[1].unit * source_.spatial[1], groups_ * rows_.terms, axes_[2].source);
-      for (int64_t i = 0; i < line_count_; ++i)
-        pack_pixels(row, source_, groups_, rows_.terms, axes_[2].source, lines_[i], rows_.stride,
-                    packed + i * rows_.pitch * rows_.terms, rows_.group_size());
+      if (line_count_ > 0)
+        pack_pixels(row, source_, groups_, rows_.terms, axes_[2].source, lines_[0], rows_.stride, packed,
+                    rows_.group_size());
       return packed;
     }
     prefetch_row<false>(source_, row + groups_ * rows_.terms * source_.c, groups_ * rows_.terms, axes_[2].source);

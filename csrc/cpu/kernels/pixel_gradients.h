@@ -138,13 +138,14 @@ class PixelGradWeight {
   // The channels of each column side by side. Up to a vector beyond the last column is written.
   static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed,
                    int64_t pitch) {
+    if (count == 1) column = 0;  // one that is never taken may be as large as it likes
+    if (channel == 1 && channels == pitch) return copy_pixels(from, column, count, 1, channels, packed, 0);
     if (channel == 1 && channels > L) {
       for (int64_t j = 0; j < count; ++j) pack_line(from + j * column, 1, channels, packed + j * pitch);
       return;
     }
     for (int64_t v = (channels - 1) / L * L; v >= 0; v -= L)  // a part of a vector is written whole: overwritten next
-      pack_columns(from + v * channel, count > 1 ? column : 0, Lanes<A>(0, channels - v, {1, 1}, channel), count,
-                   packed + v, pitch);
+      pack_columns(from + v * channel, column, Lanes<A>(0, channels - v, {1, 1}, channel), count, packed + v, pitch);
   }
 
   // Adds the products of the rows that a row of the kernel brings together.

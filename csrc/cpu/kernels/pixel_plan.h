@@ -36,14 +36,16 @@ struct PixelPlan {
   int64_t panels() const { return ceil_div(vectors(), panel); }
   int64_t blocks() const { return ceil_div(rows.groups, rows.width); }
   int64_t items() const { return parts.count() * blocks(); }
-  // In elements. The weight is packed as [group][panel][tap][term][target in the panel]; the bias lies behind it, as
-  // [group][panel][target in the panel]. In scratch lie the sums of some pixels, and the ring.
+  // In elements. The weight is packed as [group][panel][tap][term][target in the panel], grad input's with its taps
+  // from the last to the first; the bias lies behind it, as [group][panel][target in the panel]. In scratch lie the
+  // sums of some pixels, and the ring.
   int64_t bias_size() const { return rows.groups * panels() * panel * lanes; }
   int64_t panel_size() const { return taps() * rows.terms * panel * lanes; }
   int64_t weight_size() const { return rows.groups * panels() * panel_size() + bias_size(); }
-  // Also the lines of a vector of targets, where they are not adjacent.
+  int64_t phase_size() const { return rows.tiling.columns * panel * lanes; }
   int64_t line_pitch() const { return ceil_div(rows.tiling.columns, lanes) * lanes; }
-  int64_t target_size() const { return packs_target ? rows.tiling.columns * panel * lanes + lanes * line_pitch() : 0; }
+  // Also the lines of a vector of targets, where they are not adjacent.
+  int64_t target_size() const { return packs_target ? phases * (phase_size() + lanes * line_pitch()) : 0; }
   int64_t scratch_size() const { return target_size() + (in_place ? 0 : rows.ring_size()); }
   Box item_box(int64_t item) const {
     return box(parts, batch, axes[0].target, axes[1].target, axes[2].count(0), item / blocks());
@@ -74,9 +76,12 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   if (p.targets < p.lanes || p.taps() * ceil_div(rows.terms, kTapsPerSum) > kMaxPixelSums) return {};
   const bool adjacent = source.channel == 1 && target.channel == 1;
   if (p.taps() > 1 && wastes_lanes<A>(p.targets)) return {};
-  // Columns fill vectors badly in short rows. Channels are copied in whole vectors.
-  const bool short_rows = p.taps() > 1 && w.count(0) <= kShortRow && w.source_stride() == 1;
-  if (!adjacent && !(short_rows && rows.terms % p.lanes == 0 && p.targets % p.lanes == 0)) return {};
+  // Columns fill vectors badly in short rows, and cost twice where a row is read in two lines. In groups of more than a
+  // vector of channels, every number is used often enough to pay for its place among them. Channels are copied in whole
+  // vectors.
+  const bool used_often = std::same_as<A, float> && rows.terms + p.targets > 2 * p.lanes;
+  const bool prefers_pixels = p.taps() > 1 && (w.count(0) <= kShortRow || w.source_stride() > 1 || used_often);
+  if (!adjacent && !(prefers_pixels && rows.terms % p.lanes == 0 && p.targets % p.lanes == 0)) return {};
   p.packs_target = !std::same_as<T, A> || p.targets % p.lanes != 0 || target.channel != 1;
   const int64_t phases = std::min(w.phases, w.target);
   p.phases = phases <= kMaxGroup && w.unit == 1 ? phases : 1;
@@ -89,7 +94,7 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   int64_t needed = ceil_div(wanted_parts(g, kPartWork), g.batch);
   const int64_t rows_cut = p.axes[0].target * std::max<int64_t>(1, p.axes[1].target / kShortestPart) *
                            (p.in_place ? std::max<int64_t>(1, w.target / kPixelBlock) : 1);
-  rows.set_steps(w);
+  rows.set_steps(w, false);
   rows.width = ceil_div(g.groups, std::min(g.groups, ceil_div(needed, rows_cut)));
   for (;; rows.width = ceil_div(rows.width, 2)) {
     const int64_t channels = rows.width * rows.terms;
@@ -108,7 +113,6 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
     if (fits && (whole || channels <= 4 * kBlockChannels || rows.width == 1)) break;
     if (rows.width == 1) return {};
   }
-  if (rows.lines > kMaxLines) return {};
 
   needed = ceil_div(needed, p.blocks());
   p.parts.n = g.batch;

@@ -23,8 +23,8 @@ void pack_panels(const PixelPlan& p, View<const T> weight, const T* bias, Acc<T>
     const int64_t group = i / p.panels(), first = i % p.panels() * pitch;
     A* to = packed + i * p.panel_size();
     for (int64_t tap = 0; tap < p.taps(); ++tap, to += terms * pitch) {
-      const T* const from =
-          weight.data + group * (p.transposed ? terms : p.targets) * weight.n + tap_offset(weight, kernel, tap);
+      const T* const from = weight.data + group * (p.transposed ? terms : p.targets) * weight.n +
+                            tap_offset(weight, kernel, p.transposed ? p.taps() - 1 - tap : tap);
       for (int64_t v = 0; v < pitch; v += p.lanes) {
         if (first + v < p.targets)
           pack_columns(from, term_stride, Lanes<A>(first + v, p.targets, {1, 1}, target_stride), terms, to + v, pitch);
@@ -92,24 +92,28 @@ class Pixels {
     if (!plan_.in_place && h + axes[1].classes < box_.h.end)
       prefetch_row<true>(target_, to + axes[1].classes * target_.spatial[1], groups_ * plan_.targets,
                          plan_.phases * runs_.count[0]);
-    // A stride beyond the image is never taken.
-    const int64_t stride = std::min(rows.stride, axes[2].source);
-    const int64_t pixel = plan_.in_place ? stride * source_.spatial[2] : rows.terms;
+    const int64_t column = plan_.in_place ? source_.spatial[2] : rows.terms;
+    // Taps whose pixels and packed weights are neighbours are one.
+    const bool adjacent = !plan_.in_place && std::abs(rows.step) == 1 && runs_.tap_step == 1;
+    lines_ = sums_ = taps_ = 0;
     for (int64_t f = 0; f < plan_.phases; ++f) {
-      if (runs_.count[f] == 0) continue;
-      lines_ = sums_ = taps_ = 0;
+      first_sum_[f] = sums_;
       for (int64_t i = 0; i < met_count; ++i)
         for (const Run& run : runs_.of_phase(f)) {
-          const A* source =
-              met[i].source +
-              (plan_.in_place ? runs_.lines[run.line].first * source_.spatial[2] : run.line * rows.pitch * rows.terms) +
-              run.offset * pixel;
-          for (int64_t t = 0; t < run.taps; ++t, source += rows.step * pixel)
-            add_tap(met[i].tap + run.tap + t * runs_.tap_step, source);
+          const A* source = met[i].source + (plan_.in_place ? runs_.lines[0].first + run.offset : run.offset) * column;
+          int64_t tap = met[i].tap + run.tap;
+          if (plan_.transposed) {  // from the leftmost pixel on, which meets the last tap
+            source += (run.taps - 1) * rows.step * column;
+            tap = plan_.taps() - 1 - (tap + (run.taps - 1) * runs_.tap_step);
+          }
+          const int64_t taps = adjacent ? run.taps : 1;
+          for (int64_t t = 0; t < run.taps; t += taps, tap += runs_.tap_step, source += std::abs(rows.step) * column)
+            add_taps(tap, taps, source);
         }
       end_sum();
-      multiply(f, pixel, to + f * target_.spatial[2]);
     }
+    first_sum_[plan_.phases] = sums_;
+    multiply(rows.target_step * (plan_.in_place ? rows.stride : 1) * column, to);
   }
 
   // From it the source's columns are counted: those of the image, or of the ring.
@@ -121,13 +125,13 @@ class Pixels {
     return ring_.row(d, h);
   }
 
-  // The products of a tap, in parts few enough for a sum to stay exact.
-  void add_tap(int64_t tap, const A* source) {
-    const int64_t pitch = plan_.panel * L, terms = plan_.rows.terms;
-    const A* const weight = weight_ + tap * terms * pitch;
-    for (int64_t r = 0; r < terms; r += kTapsPerSum) {
-      const int64_t count = std::min(kTapsPerSum, terms - r);
-      if (lines_ > 0 && taps_ + count > kTapsPerSum) end_sum();
+  // The products of some taps, in parts few enough for a sum to stay exact.
+  void add_taps(int64_t tap, int64_t taps, const A* source) {
+    const int64_t pitch = plan_.panel * L, terms = taps * plan_.rows.terms;
+    const A* const weight = weight_ + tap * plan_.rows.terms * pitch;
+    for (int64_t r = 0, count; r < terms; r += count) {
+      if (taps_ == kTapsPerSum) end_sum();
+      count = std::min(kTapsPerSum - taps_, terms - r);
       list_[lines_++] = {weight + r * pitch, source + r, count};
       taps_ += count;
     }
@@ -138,10 +142,8 @@ class Pixels {
     taps_ = 0;
   }
 
-  // All targets of the pixels of a phase.
-  void multiply(int64_t f, int64_t pixel, T* to) {
-    const Axis& w = plan_.axes[2];
-    const int64_t count = runs_.count[f], column = std::min(w.phases, w.target) * target_.spatial[2];
+  // All targets of the row's pixels; the next of a phase meets numbers that are `pixel` further.
+  void multiply(int64_t pixel, T* to) {
     Products<A> p{};
     p.step = plan_.panel * L;
     p.weight_step = 1;
@@ -152,36 +154,55 @@ class Pixels {
         const int64_t first = i * p.step, targets = std::min(p.step, plan_.targets - first);
         const int64_t panel = (first_group_ + g) * plan_.panels() + i;
         p.source_offset = panel * plan_.panel_size();
-        p.out = packed_target_;
-        p.out_pitch = p.step;
-        if constexpr (std::is_same_v<T, A>)
-          if (!plan_.packs_target) {
-            p.out = to + g * plan_.targets + first;
-            p.out_pitch = column;
+        T* const panel_to = to + (g * plan_.targets + first) * target_.c;
+        for (int64_t f = 0; f < plan_.phases; ++f) {
+          p.out = packed_target_ + f * plan_.phase_size();
+          p.out_pitch = p.step;
+          if constexpr (std::is_same_v<T, A>)
+            if (!plan_.packs_target) {
+              p.out = panel_to + f * target_.spatial[2];
+              p.out_pitch = target_stride();
+            }
+          for (int64_t s = first_sum_[f]; s < first_sum_[f + 1]; ++s) {
+            p.lines = list_ + (s > 0 ? sum_ends_[s - 1] : 0);
+            p.line_count = list_ + sum_ends_[s] - p.lines;
+            p.start_columns = s == first_sum_[f] ? bias_ + panel * p.step : nullptr;
+            if (runs_.count[f] > 0) add_product_rows(p, runs_.count[f], ceil_div(targets, L));
           }
-        for (int64_t s = 0; s < sums_; ++s) {
-          p.lines = list_ + (s > 0 ? sum_ends_[s - 1] : 0);
-          p.line_count = list_ + sum_ends_[s] - p.lines;
-          p.start_columns = s == 0 ? bias_ + panel * p.step : nullptr;
-          add_product_rows(p, count, ceil_div(targets, L));
         }
-        if (plan_.packs_target) unpack(targets, count, column, to + (g * plan_.targets + first) * target_.c);
+        if (plan_.packs_target) unpack(targets, panel_to);
       }
     }
   }
 
+  // From target to target of a phase.
+  int64_t target_stride() const { return std::min(plan_.axes[2].phases, plan_.axes[2].target) * target_.spatial[2]; }
+
   // The targets of a panel, rounded, to where they belong.
-  void unpack(int64_t targets, int64_t count, int64_t column, T* to) const {
-    const int64_t step = plan_.panel * L;
+  void unpack(int64_t targets, T* to) const {
+    const int64_t step = plan_.panel * L, pitch = plan_.line_pitch(), column = target_.spatial[2];
     if (target_.c == 1) {
-      for (int64_t j = 0; j < count; ++j) unpack_line(packed_target_ + j * step, targets, 1, to + j * column);
+      for (int64_t f = 0; f < plan_.phases; ++f)
+        for (int64_t j = 0; j < runs_.count[f]; ++j)
+          unpack_line(packed_target_ + f * plan_.phase_size() + j * step, targets, 1,
+                      to + f * column + j * target_stride());
       return;
     }
-    const int64_t pitch = plan_.line_pitch();
-    A* const lines = packed_target_ + plan_.rows.tiling.columns * step;
+    A* const lines = packed_target_ + plan_.phases * plan_.phase_size();
     for (int64_t v = 0; v < targets; v += L) {
-      pixels_to_lines(packed_target_ + v, step, L, count, lines, pitch);
-      for (int64_t c = 0; c < L; ++c) unpack_line(lines + c * pitch, count, column, to + (v + c) * target_.c);
+      for (int64_t f = 0; f < plan_.phases; ++f)
+        pixels_to_lines(packed_target_ + f * plan_.phase_size() + v, step, L, runs_.count[f], lines + f * L * pitch,
+                        pitch);
+      for (int64_t c = 0; c < L; ++c) {
+        const A* const line = lines + c * pitch;
+        T* const row = to + (v + c) * target_.c;
+        if (plan_.phases == 2 && column == 1) {
+          zip_lines(line, line + L * pitch, runs_.count[0] + runs_.count[1], row);
+          continue;
+        }
+        for (int64_t f = 0; f < plan_.phases; ++f)
+          unpack_line(line + f * L * pitch, runs_.count[f], target_stride(), row + f * column);
+      }
     }
   }
 
@@ -198,9 +219,10 @@ class Pixels {
   int64_t first_group_, groups_;
   // Of the current columns
   ColumnRuns runs_;
-  // Of the current row and phase: the products of its sums
-  TapLine<A> list_[kMaxPixelSums + 1];
-  int64_t sum_ends_[kMaxPixelSums + 1];
+  // Of the current row: the products of the sums of each phase
+  TapLine<A> list_[2 * kMaxPixelSums];
+  int64_t sum_ends_[kMaxPixelSums + kMaxGroup];
+  int64_t first_sum_[kMaxGroup + 1];
   int64_t lines_, sums_, taps_;
 };
 

@@ -5,13 +5,6 @@
 
 namespace torch_ext::cpu::TORCH_EXT_ISA {
 
-// Calls body.template operator()<n>() for n == count, of 1 to kMost.
-template <int kMost, class Body>
-void with_count(int64_t count, const Body& body) {
-  if (count == kMost) body.template operator()<kMost>();
-  else if constexpr (kMost > 1) with_count<kMost - 1>(count, body);
-}
-
 // Some taps of one source line: where the first of them meets it, and where its weight lies.
 template <class A>
 struct TapLine {
@@ -155,8 +148,11 @@ void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
   else if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
   else if (vectors == 2) add_product_rows<A, kSums / 2, 2>(p, rows);
   else if (p.weight_output == 1) add_product_rows<A, kSums, 1, 1>(p, rows);
-  else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);  // a group is a vector, or two
+  // A group is half a vector to two, and every position is met, or every second.
+  else if (p.weight_output == L / 2) add_product_rows<A, kSums, 1, L / 2>(p, rows);
+  else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);
   else if (p.weight_output == 2 * L) add_product_rows<A, kSums, 1, 2 * L>(p, rows);
+  else if (p.weight_output == 4 * L) add_product_rows<A, kSums, 1, 4 * L>(p, rows);
   else add_product_rows<A, kRows, 1>(p, rows);
 }
 

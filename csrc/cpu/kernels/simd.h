@@ -40,3 +40,14 @@ using Mask = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
 #else
 #include "simd_scalar.h"
 #endif
+
+namespace torch_ext::cpu::TORCH_EXT_ISA {
+
+// Calls body.template operator()<n>() for n == count, of 1 to kMost.
+template <int kMost, class Body>
+void with_count(int64_t count, const Body& body) {
+  if (count == kMost) body.template operator()<kMost>();
+  else if constexpr (kMost > 1) with_count<kMost - 1>(count, body);
+}
+
+}  // namespace torch_ext::cpu::TORCH_EXT_ISA

@@ -86,14 +86,31 @@ inline __m256i first_lanes(double, int64_t n) {
 }
 inline Vec<float> load_partial(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first_lanes(0.f, n))}; }
 inline Vec<double> load_partial(const double* p, int64_t n) { return {_mm256_maskload_pd(p, first_lanes(0., n))}; }
-// A masked store takes much longer than a whole one.
+// Not by masked stores, which some CPUs take 20 steps for: by stores of 4, 2 or 1 numbers, which may overlap.
 inline void store_partial(float* p, Vec<float> x, int64_t n) {
-  if (n >= 8) x.store(p);
-  else _mm256_maskstore_ps(p, first_lanes(0.f, n), x.v);
+  __m128 low = _mm256_castps256_ps128(x.v);
+  if (n >= 8) return x.store(p);
+  if (n >= 4) {
+    _mm_storeu_ps(p, low);
+    const __m256i last =
+        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(-4, -3, -2, -1, 0, 0, 0, 0));
+    if (n > 4) _mm_storeu_ps(p + n - 4, _mm256_castps256_ps128(_mm256_permutevar8x32_ps(x.v, last)));
+    return;
+  }
+  if (n >= 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), low);
+    low = _mm_movehl_ps(low, low);
+  }
+  if (n % 2 != 0) _mm_store_ss(p + n - 1, low);
 }
 inline void store_partial(double* p, Vec<double> x, int64_t n) {
-  if (n >= 4) x.store(p);
-  else _mm256_maskstore_pd(p, first_lanes(0., n), x.v);
+  __m128d low = _mm256_castpd256_pd128(x.v);
+  if (n >= 4) return x.store(p);
+  if (n >= 2) {
+    _mm_storeu_pd(p, low);
+    low = _mm256_extractf128_pd(x.v, 1);
+  }
+  if (n % 2 != 0) _mm_store_sd(p + n - 1, low);
 }
 
 inline Vec<float> load_masked(const float* p, const int32_t* mask) {
