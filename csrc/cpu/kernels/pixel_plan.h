@@ -53,8 +53,9 @@ struct PixelPlan {
 };
 
 inline constexpr int64_t kPanel = 4;  // vectors: two cache lines of float
-inline constexpr int64_t kPixelBlock = 24;
+inline constexpr int64_t kPixelBlock = 192;
 inline constexpr int64_t kPixelNumbers = 1 << 13;  // of a block of them, in place
+inline constexpr int64_t kShortestBlock = 24;      // pixels of an item, in place
 inline constexpr int64_t kShortRow = 28;
 inline constexpr int64_t kMaxPixelSums = 256;  // parts of at most kTapsPerSum products that a sum has
 
@@ -88,12 +89,13 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   // No tap is outside the image.
   const bool inside = transposed ? w.kernel == 1 && w.stride == 1 && w.pad == 0
                                  : w.pad == 0 && (w.target - 1) * w.stride + (w.kernel - 1) * w.dilation < w.source;
-  p.in_place = std::same_as<T, A> && inside && source.channel == 1;
+  // Several groups are read one after the other: from packed rows, so that memory is read in its order.
+  p.in_place = std::same_as<T, A> && inside && source.channel == 1 && g.groups == 1;
 
   // A block has all groups, if they need not be more items and their rows fit in the ring.
   int64_t needed = ceil_div(wanted_parts(g, kPartWork), g.batch);
   const int64_t rows_cut = p.axes[0].target * std::max<int64_t>(1, p.axes[1].target / kShortestPart) *
-                           (p.in_place ? std::max<int64_t>(1, w.target / kPixelBlock) : 1);
+                           (w.kernel == 1 ? std::max<int64_t>(1, w.target / kMaxColumns) : 1);
   rows.set_steps(w, false);
   rows.width = ceil_div(g.groups, std::min(g.groups, ceil_div(needed, rows_cut)));
   for (;; rows.width = ceil_div(rows.width, 2)) {
@@ -118,7 +120,8 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   p.parts.n = g.batch;
   p.parts.d = cut(&needed, p.axes[0].target, 1);
   p.parts.h = cut(&needed, p.axes[1].target, kShortestPart);
-  p.parts.w = cut(&needed, w.count(0), rows.tiling.columns);
+  p.parts.w =
+      cut(&needed, w.count(0), p.in_place ? std::min(rows.tiling.columns, kShortestBlock) : rows.tiling.columns);
   return p;
 }
 
