@@ -9,7 +9,8 @@ inline constexpr int64_t kBlockChannels = 16;  // of a block, in source and targ
 inline constexpr int64_t kMaxTargets = 64;     // of a group, in a block
 inline constexpr int64_t kMaxBlockTargets = 256;
 inline constexpr int64_t kMaxOutputs = 8;       // channels that share what is loaded of the source
-inline constexpr int64_t kMaxSums = 12;         // vectors in registers
+inline constexpr int64_t kMaxSums = 12;         // vectors of a register tile;
+inline constexpr int64_t kMaxRowSums = 14;      // of one that is a vector wide, which needs fewer registers beside
 inline constexpr int64_t kMaxLines = 8;         // of a channel's row
 inline constexpr int64_t kMaxBlockSums = 6144;  // of a block's weight gradient
 inline constexpr int64_t kSumVectors = 32;      // of grad_output, whose products are summed in registers
@@ -45,7 +46,8 @@ void merge_axes(ConvGeometry<int64_t>* g, View<T>* input, View<U>* output) {
 
 // Rows of the source, packed: for each channel some lines of columns that are `stride` apart in the image. Where
 // columns are lanes, targets that are neighbours read neighbours in a line: in a pass that reads every second column,
-// taps that are a multiple of 2 apart are in the same line. Where channels are lanes, one line has all columns.
+// taps that are a multiple of 2 apart are in the same line. Where channels are lanes, one line has all columns,
+// or all that a single tap meets.
 struct PackedRows {
   int64_t groups, terms;  // in all, and source channels in a group
   int64_t width;          // groups in a block
@@ -100,12 +102,13 @@ PackedRows plan_packed_rows(const Triple<Axis>& axes, int64_t groups, int64_t te
   // Of a single tap, more columns: shorter stretches of many channels are slow to read and write.
   const bool single_tap = axes[0].kernel * axes[1].kernel * w.kernel == 1;
   const bool few_sums = p.width * std::min(targets, kMaxTargets) <= kMaxTargets;
+  const int64_t block = ceil_div(terms, ceil_div(terms, kMaxRows));  // of nearly equal ones, if all are too many
   const int64_t most_columns = single_tap && few_sums ? 4 * kMaxColumns : kMaxColumns;
   for (;; p.width = ceil_div(p.width, 2)) {
-    p.tiling = make_tiling(axes, terms, phases, p.width * static_cast<int64_t>(sizeof(A)), most_columns,
+    p.tiling = make_tiling(axes, block, phases, p.width * static_cast<int64_t>(sizeof(A)), most_columns,
                            std::max<int64_t>(1, max_block / p.width));
     if (p.period > 1) p.tiling.taps[2] = std::min(p.tiling.taps[2], kMaxLines);
-    p.tiling.single &= p.tiling.taps[2] == w.max_taps;
+    p.tiling.single &= p.tiling.taps[2] == w.max_taps && p.tiling.terms == terms;
     p.set_lines(kLanes<A>);
     if (p.width == 1 || p.ring_size() * static_cast<int64_t>(sizeof(A)) <= kDirectRingBytes) return p;
   }

@@ -94,16 +94,16 @@ template <class T>
 void pack_lines(const T* row, const View<const T>& view, int64_t channels, int64_t width, Line line, int64_t stride,
                 Acc<T>* lines, int64_t pitch) {
   const Range existing = existing_columns(line, stride, width);
-  const int64_t column = view.spatial[2], count = size(existing);
+  const int64_t column = view.spatial[2], count = size(existing), step = count > 1 ? stride * column : 0;
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch, existing.begin);
   if (count > 0) {
     row += (line.first + existing.begin * stride) * column;
     Acc<T>* const to = lines + existing.begin;
     if (view.c == 1 && channels > 1) {
       for (int64_t c = 0; c < channels; c += kLanes<Acc<T>>)
-        pixels_to_lines(row + c, stride * column, std::min(kLanes<Acc<T>>, channels - c), count, to + c * pitch, pitch);
+        pixels_to_lines(row + c, step, std::min(kLanes<Acc<T>>, channels - c), count, to + c * pitch, pitch);
     } else {
-      for (int64_t c = 0; c < channels; ++c) row_to_line(row + c * view.c, stride * column, count, to + c * pitch);
+      for (int64_t c = 0; c < channels; ++c) row_to_line(row + c * view.c, step, count, to + c * pitch);
     }
   }
   for (int64_t c = 0; c < channels; ++c) fill_zero(lines + c * pitch + existing.end, line.count - existing.end);
@@ -150,7 +150,7 @@ void pack_pixels(const T* row, const View<const T>& view, int64_t groups, int64_
   for (int64_t g = 0; g < groups; ++g) fill_zero(lines + g * pitch, existing.begin * terms);
   if (size(existing) > 0) {
     const T* const first = row + (line.first + existing.begin * stride) * view.spatial[2];
-    const int64_t pixel = stride * view.spatial[2];
+    const int64_t pixel = size(existing) > 1 ? stride * view.spatial[2] : 0;  // as large as it likes if never taken
     Acc<T>* const to = lines + existing.begin * terms;
     if (view.c == 1) copy_pixels(first, pixel, size(existing), groups, terms, to, pitch);
     else
@@ -233,7 +233,7 @@ void prefetch_row(const View<T>& view, const Row* row, int64_t channels, int64_t
 }
 
 // A ring of packed source rows, [depth slot][row slot][group][term][line][column], or of pixels, [depth slot][row slot]
-// [group][line][column][term]: a direct-mapped cache. Rows that the taps of one target row need have different slots,
+// [group][column][term]: a direct-mapped cache. Rows that the taps of one target row need have different slots,
 // and rows are visited in an order in which each is packed once per tile and block of taps.
 template <class T, bool kPixels = false>
 class LineRing {

@@ -18,7 +18,7 @@ bool wastes_lanes(int64_t channels) {
   return 4 * channels < 3 * ceil_div(channels, kLanes<A>) * kLanes<A>;
 }
 
-// Forward and grad input where channels are adjacent, or rows short, and fill vectors: lanes are targets.
+// Forward and grad input where the targets of a group fill vectors: they are the lanes.
 struct PixelPlan {
   Triple<Axis> axes;
   bool transposed;
@@ -77,6 +77,8 @@ std::optional<PixelPlan> plan_pixels(const ConvGeometry<int64_t>& g, bool transp
   if (p.targets < p.lanes || p.taps() * ceil_div(rows.terms, kTapsPerSum) > kMaxPixelSums) return {};
   const bool adjacent = source.channel == 1 && target.channel == 1;
   if (p.taps() > 1 && wastes_lanes<A>(p.targets)) return {};
+  // A line has all columns: too many of them would be met by no tap.
+  if (w.kernel > 1 && w.source_stride() > 2 * w.kernel) return {};
   // Columns fill vectors badly in short rows, and cost twice where a row is read in two lines. In groups of more than a
   // vector of channels, every number is used often enough to pay for its place among them. Channels are copied in whole
   // vectors.

@@ -1,11 +1,12 @@
 #pragma once
 
 // Forward and grad input of a convolution with several channels in a group where the targets of a group fill vectors,
-// and the channels of a pixel lie side by side or rows are short: the correlation of direct.h, whose lanes are targets.
+// and plan_pixels says that it pays: the correlation of direct.h, whose lanes are targets.
 //
 // An item is one block of groups of one image, and part of its rows. The weight is packed in panels of a few vectors of
-// targets; for each source pixel and term, one number is read for all lanes. Where every tap meets the image, pixels
-// are read where they lie, else from a ring of packed rows that has zeros around it; 16-bit pixels are widened there.
+// targets; for each source pixel and term, one number is read for all lanes. Where every tap meets the image, the
+// pixels of a single group are read where they lie, else from a ring of packed rows that has zeros around it; 16-bit
+// pixels are widened there.
 #include "lines.h"
 #include "products.h"
 
@@ -107,21 +108,22 @@ class Pixels {
             tap = plan_.taps() - 1 - (tap + (run.taps - 1) * runs_.tap_step);
           }
           const int64_t taps = adjacent ? run.taps : 1;
-          for (int64_t t = 0; t < run.taps; t += taps, tap += runs_.tap_step, source += std::abs(rows.step) * column)
-            add_taps(tap, taps, source);
+          for (int64_t t = 0; t < run.taps; t += taps)
+            add_taps(tap + t * runs_.tap_step, taps, source + t * std::abs(rows.step) * column);
         }
       end_sum();
     }
     first_sum_[plan_.phases] = sums_;
-    multiply(rows.target_step * (plan_.in_place ? rows.stride : 1) * column, to);
+    // From target to target of a phase; as large as it likes if there is only one.
+    const int64_t step = rows.target_step * (plan_.in_place ? rows.stride : 1);
+    multiply(runs_.count[0] > 1 ? step * column : 0, to);
   }
 
   // From it the source's columns are counted: those of the image, or of the ring.
   const A* source_row(const TapWalk& d, const TapWalk& h) {
     if constexpr (std::is_same_v<T, A>)
       if (plan_.in_place)
-        return source_.at(box_.n.begin, first_group_ * plan_.rows.terms) + d.source * source_.spatial[0] +
-               h.source * source_.spatial[1];
+        return source_.at(box_.n.begin, 0) + d.source * source_.spatial[0] + h.source * source_.spatial[1];
     return ring_.row(d, h);
   }
 
@@ -149,7 +151,7 @@ class Pixels {
     p.weight_step = 1;
     p.weight_output = pixel;
     for (int64_t g = 0; g < groups_; ++g) {
-      p.weight_offset = g * (plan_.in_place ? plan_.rows.terms : plan_.rows.group_size());
+      p.weight_offset = g * plan_.rows.group_size();
       for (int64_t i = 0; i < plan_.panels(); ++i) {
         const int64_t first = i * p.step, targets = std::min(p.step, plan_.targets - first);
         const int64_t panel = (first_group_ + g) * plan_.panels() + i;
@@ -220,7 +222,7 @@ class Pixels {
   // Of the current columns
   ColumnRuns runs_;
   // Of the current row: the products of the sums of each phase
-  TapLine<A> list_[2 * kMaxPixelSums];
+  TapLine<A> list_[2 * kMaxPixelSums];  // a tap is cut where a sum is full
   int64_t sum_ends_[kMaxPixelSums + kMaxGroup];
   int64_t first_sum_[kMaxGroup + 1];
   int64_t lines_, sums_, taps_;

@@ -143,16 +143,17 @@ void add_product_rows(const Products<A>& p, int64_t rows) {
 template <class A>
 void add_product_rows(const Products<A>& p, int64_t rows, int64_t vectors) {
   constexpr int kSums = static_cast<int>(kMaxSums), kRows = static_cast<int>(kMaxOutputs);
+  constexpr int kRowSums = static_cast<int>(kMaxRowSums);
   constexpr int64_t L = kLanes<A>;
   if (vectors == 4) add_product_rows<A, kSums / 4, 4>(p, rows);
   else if (vectors == 3) add_product_rows<A, kSums / 3, 3>(p, rows);
   else if (vectors == 2) add_product_rows<A, kSums / 2, 2>(p, rows);
-  else if (p.weight_output == 1) add_product_rows<A, kSums, 1, 1>(p, rows);
+  else if (p.weight_output == 1) add_product_rows<A, kRowSums, 1, 1>(p, rows);
   // A group is half a vector to two, and every position is met, or every second.
-  else if (p.weight_output == L / 2) add_product_rows<A, kSums, 1, L / 2>(p, rows);
-  else if (p.weight_output == L) add_product_rows<A, kSums, 1, L>(p, rows);
-  else if (p.weight_output == 2 * L) add_product_rows<A, kSums, 1, 2 * L>(p, rows);
-  else if (p.weight_output == 4 * L) add_product_rows<A, kSums, 1, 4 * L>(p, rows);
+  else if (p.weight_output == L / 2) add_product_rows<A, kRowSums, 1, L / 2>(p, rows);
+  else if (p.weight_output == L) add_product_rows<A, kRowSums, 1, L>(p, rows);
+  else if (p.weight_output == 2 * L) add_product_rows<A, kRowSums, 1, 2 * L>(p, rows);
+  else if (p.weight_output == 4 * L) add_product_rows<A, kRowSums, 1, 4 * L>(p, rows);
   else add_product_rows<A, kRows, 1>(p, rows);
 }
 

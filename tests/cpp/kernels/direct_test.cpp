@@ -74,7 +74,7 @@ TEST_P(Direct, Pixels) {
           check_direct(c);
           c.input_layout = kLayouts[i / 2 % 4];
           c.output_layout = kLayouts[i / 8 % 3];
-          check_direct(c);  // rows are short
+          check_direct(c);  // rows are short, or strided
         }
   // Strides larger than the image, over wide padding.
   for (int64_t kernel : {1, 2, 6})
@@ -87,6 +87,20 @@ TEST_P(Direct, Pixels) {
       c.input_layout = c.output_layout = Layout::kChannelsLast;
       check_direct(c);
     }
+  // Strided rows in several tiles; phases of columns together, and one by one.
+  constexpr Layout kLast = Layout::kChannelsLast, kFirst = Layout::kContiguous;
+  check_direct({1, 64, 64, 2, {5, 301}, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 1}});
+  check_direct({1, 64, 64, 2, {5, 301}, {3, 3}, {2, 2}, {1, 1, 1, 1}, {1, 2}, kLast, kFirst});
+  check_direct({1, 48, 48, 3, {5, 200}, {5, 4}, {1, 2}, {2, 2, 30, 1}, {1, 1}});
+  check_direct({1, 48, 48, 3, {3, 200}, {1, 5}, {1, 9}, {0, 0, 7, 9}, {1, 1}});
+  check_direct({1, 48, 48, 3, {3, 200}, {1, 5}, {1, 8}, {0, 0, 7, 9}, {1, 1}, kLast, kLast});
+  check_direct({1, 48, 48, 3, {3, 200}, {1, 5}, {1, 8}, {0, 0, 7, 9}, {1, 4}, kFirst, kLast});
+  // As many lines of products as there may be: taps that are cut where a sum is full.
+  check_direct({1, 127, 8, 1, {17, 20}, {15, 15}, {2, 3}, {0, 0, 0, 0}, {1, 1}, kLast, kLast});
+  check_direct({1, 127, 8, 1, {31, 31}, {15, 15}, {1, 1}, {0, 0, 0, 0}, {2, 2}, kLast, kLast});
+  // Blocks of terms.
+  check_direct({1, 300, 24, 1, {1, 1100}, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}});
+  check_direct({1, 260, 9, 1, {4, 200}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}});
   // Sums of more than kTapsPerSum products, rows in several tiles, blocks of groups.
   Case c = groups_of(2, 150, 16, 9, 3);
   c.input_layout = c.output_layout = Layout::kChannelsLast;
@@ -225,8 +239,14 @@ TEST_P(Direct, HugeKernelsStridesAndDilationsWithinTheScratch) {
   check_size({1, 30, 30, 2, {40, 40}, {1, 1}, {37, 37}, {0, 0, 0, 0}, {1, 1}});
   constexpr Layout kLast = Layout::kChannelsLast;
   check_direct({1, 16, 16, 1, {9}, {7}, {7905747460161236407}, {0, 0}, {1}, kLast, kLast});  // 1 / 7 modulo 2^64
-  check_direct({1, 16, 16, 2, {9}, {1}, {3}, {0, 0}, {int64_t{1} << 62}, kLast, kLast});
-  check_direct({1, 16, 16, 2, {5, 9}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {int64_t{1} << 62, 1}, kLast, kLast});
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  check_direct({1, 16, 16, 1, {9}, {1}, {kHuge}, {kHuge, 0}, {1}, kLast, kLast});
+  check_direct({1, 16, 16, 1, {9}, {2}, {kHuge}, {kHuge, 0}, {1}, kLast, kLast});
+  check_direct({1, 16, 16, 1, {9}, {7}, {std::numeric_limits<int64_t>::max()}, {0, 0}, {1}, kLast, kLast});
+  check_direct({1, 16, 16, 1, {9}, {2}, {1}, {kHuge, 8}, {kHuge}, kLast, kLast});
+  check_direct({1, 6, 4, 2, {9}, {1}, {kHuge}, {kHuge, 0}, {1}, kLast, kLast});
+  check_direct({1, 16, 16, 2, {9}, {1}, {3}, {0, 0}, {kHuge}, kLast, kLast});
+  check_direct({1, 16, 16, 2, {5, 9}, {1, 3}, {1, 1}, {0, 0, 1, 1}, {kHuge, 1}, kLast, kLast});
 }
 
 // A pixel's channels, or the rows of a block, are more than the scratch may hold.

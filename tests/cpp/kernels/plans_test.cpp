@@ -139,7 +139,10 @@ TEST(DirectPlans, ScratchIsBounded) {
             const Case square{2,         groups * inputs,  groups * outputs, groups,
                               {size, 9}, {kernel, kernel}, {1, 2},           {pad, pad, pad, pad},
                               {1, 1}};
-            for (const Geometry& g : {c.geometry(), square.geometry()}) {
+            const int64_t dilation = 1 + size % 3, reach = dilation * pad, stride = size % 2 ? 9 : 8;
+            const Case strided{2,           groups * inputs, groups * outputs,     groups,       {size, size},
+                               {1, kernel}, {1, stride},     {0, 0, reach, reach}, {1, dilation}};
+            for (const Geometry& g : {c.geometry(), square.geometry(), strided.geometry()}) {
               SCOPED_TRACE(c.text());
               check_type(g, float{});
               check_type(g, double{});
