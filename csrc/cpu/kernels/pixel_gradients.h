@@ -111,12 +111,12 @@ class PixelGradWeight {
     const Range existing = existing_columns(line, stride, w.source);
     const T* from = input_.at(n, first_group_ * plan_.inputs + inputs_.begin) + d.source * input_.spatial[0] +
                     h.source * input_.spatial[1];
+    const int64_t column = size(existing) > 1 ? stride * input_.spatial[2] : 0;  // as large as it likes if never taken
     if (size(existing) > 0) from += (line.first + existing.begin * stride) * input_.spatial[2];
     for (int64_t g = 0; g < groups_; ++g, from += plan_.inputs * input_.c) {
       A* const to = packed + g * plan_.group_row_size();
       fill_zero(to, existing.begin * input_pixel_);
-      pack(from, input_.c, stride * input_.spatial[2], size(inputs_), size(existing),
-           to + existing.begin * input_pixel_, input_pixel_);
+      pack(from, input_.c, column, size(inputs_), size(existing), to + existing.begin * input_pixel_, input_pixel_);
       fill_zero(to + existing.end * input_pixel_, (line.count - existing.end) * input_pixel_);
     }
     return packed;
@@ -138,7 +138,6 @@ class PixelGradWeight {
   // The channels of each column side by side. Up to a vector beyond the last column is written.
   static void pack(const T* from, int64_t channel, int64_t column, int64_t channels, int64_t count, A* packed,
                    int64_t pitch) {
-    if (count == 1) column = 0;  // one that is never taken may be as large as it likes
     if (channel == 1 && channels == pitch) return copy_pixels(from, column, count, 1, channels, packed, 0);
     if (channel == 1 && channels > L) {
       for (int64_t j = 0; j < count; ++j) pack_line(from + j * column, 1, channels, packed + j * pitch);
