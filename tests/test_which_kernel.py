@@ -120,6 +120,15 @@ def test_few_channels_to_many_with_a_stride_are_nearly_dense(isa: str, n: int, o
     assert depthwise(n, F64, output, c=2, m=8, stride=2) == ours
 
 
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_pytorch_takes_a_padded_copy_where_the_sides_differ(isa: str, output: str) -> None:
+    def dense(**padding: object) -> str:
+        return which_kernel("group_conv2d", meta(2, 65, 9, 9), meta(8, 65, 2, 2), output=output, **padding)
+
+    assert dense(padding=1) == dense(padding=((1, 1), (2, 2))) == ATEN
+    assert dense(padding=((0, 1), (2, 2))) == dense(padding="same") == f"aten::constant_pad_nd + {ATEN}"
+
+
 @pytest.mark.skipif("avx512" not in ISAS, reason="this CPU has no AVX-512")
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("dtype", testing.dtypes)

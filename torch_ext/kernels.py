@@ -23,8 +23,9 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
 
     Returns:
         'depthwise/avx2', 'direct/avx2' (groups of few channels, narrow pointwise layers, and in 16 bit every other
-        one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own. A separable call has two steps,
-        'depthwise/avx2 + aten::convolution'. csrc/core/select.h has the table.
+        one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own: of a padded copy of the input,
+        'aten::constant_pad_nd + aten::convolution', if padding differs between the sides of an axis. A separable call
+        has two steps, 'depthwise/avx2 + aten::convolution'. csrc/core/select.h has the table.
 
     Raises:
         RuntimeError: If the call is not a valid one.

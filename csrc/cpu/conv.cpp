@@ -122,7 +122,7 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
     case Kernel::kDirect:
       return isa() == Isa::kScalar ? "direct/scalar" : "direct/avx2";
     default:
-      return "aten::convolution";
+      return ops::has_uneven_padding(padding) ? "aten::constant_pad_nd + aten::convolution" : "aten::convolution";
   }
 }
 

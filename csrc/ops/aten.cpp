@@ -4,6 +4,8 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 
+#include "check.h"
+
 namespace torch_ext::ops {
 namespace {
 
@@ -30,11 +32,28 @@ SplitPadding split(c10::SymIntArrayRef padding) {
   return result;
 }
 
+// PyTorch's 1-D convolutions lose channels_last, which the same in 2-D, of height 1, keep.
+bool is_better_in_2d(const at::Tensor& input, const at::Tensor& weight) {
+  return input.dim() == 3 && wants_channels_last(input, weight);
+}
+
+SymInts with_height(c10::SymIntArrayRef list, std::initializer_list<c10::SymInt> of_height) {
+  SymInts result(of_height);
+  result.append(list.begin(), list.end());
+  return result;
+}
+
 }  // namespace
+
+bool has_uneven_padding(at::IntArrayRef padding) { return split(c10::fromIntArrayRefSlow(padding)).has_excess; }
 
 at::Tensor aten_conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                      c10::SymInt groups) {
+  if (is_better_in_2d(input, weight))
+    return aten_conv(input.unsqueeze(2), weight.unsqueeze(2), bias, with_height(stride, {1}),
+                     with_height(padding, {0, 0}), with_height(dilation, {1}), std::move(groups))
+        .squeeze(2);
   const SplitPadding pads = split(padding);
   const auto padded = pads.has_excess ? at::constant_pad_nd_symint(input, pads.excess) : input;
   const SymInts no_output_padding(stride.size(), 0);
@@ -45,6 +64,14 @@ at::Tensor aten_conv(const at::Tensor& input, const at::Tensor& weight, const st
 Gradients aten_conv_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
                              c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                              c10::SymInt groups, Mask output_mask) {
+  if (is_better_in_2d(input, weight)) {
+    auto gradients =
+        aten_conv_backward(grad_output.unsqueeze(2), input.unsqueeze(2), weight.unsqueeze(2), with_height(stride, {1}),
+                           with_height(padding, {0, 0}), with_height(dilation, {1}), std::move(groups), output_mask);
+    for (auto* gradient : {&std::get<0>(gradients), &std::get<1>(gradients)})
+      if (gradient->defined()) *gradient = gradient->squeeze(2);
+    return gradients;
+  }
   const SplitPadding pads = split(padding);
   const auto padded = pads.has_excess ? at::constant_pad_nd_symint(input, pads.excess) : input;
   const SymInts no_output_padding(stride.size(), 0);

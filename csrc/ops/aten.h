@@ -15,4 +15,7 @@ Gradients aten_conv_backward(const at::Tensor& grad_output, const at::Tensor& in
                              c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                              c10::SymInt groups, Mask output_mask);
 
+// Whether the input is padded first.
+bool has_uneven_padding(at::IntArrayRef padding);
+
 }  // namespace torch_ext::ops

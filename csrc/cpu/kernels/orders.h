@@ -70,12 +70,15 @@ inline bool sums_columns_in_place(const Triple<Axis>& axes, int64_t lanes, int64
          8 * w.target >= 6 * lanes * ceil_div(w.target, lanes);
 }
 
-// Columns whose source and target rows stay in the L1 cache together, in a strip of channels. Pixels that are a large
-// power of two apart share few of its sets.
-inline int64_t columns_in_cache(const Axis& h, int64_t pixel_bytes) {
+// Cache lines that stay in L1 together, one of each pixel. Pixels that are a large power of two apart share few sets.
+inline int64_t lines_in_cache(int64_t pixel_bytes) {
   constexpr int64_t kSets = 64, kWays = 8, kLineBytes = 64;
-  const int64_t sets = kSets / std::gcd(kSets, std::max<int64_t>(1, pixel_bytes / kLineBytes));
-  return sets * kWays / (kStripRows + (kStripRows - 1) * h.row_step() + h.kernel);
+  return kSets / std::gcd(kSets, std::max<int64_t>(1, pixel_bytes / kLineBytes)) * kWays;
+}
+
+// Columns whose source and target rows stay in the L1 cache together, in a strip of channels.
+inline int64_t columns_in_cache(const Axis& h, int64_t pixel_bytes) {
+  return lines_in_cache(pixel_bytes) / (kStripRows + (kStripRows - 1) * h.row_step() + h.kernel);
 }
 
 // Channels as lanes: neighbouring target rows meet source rows that are one or two steps of the kernel's rows apart.
@@ -83,14 +86,27 @@ inline bool sums_channels_in_place(const Triple<Axis>& axes, int64_t channels, i
                                    Layout target, int64_t pixel_bytes) {
   if (!channels_are_adjacent(source, target) || channels < lanes) return false;
   const Axis &h = axes[1], &w = axes[2];
-  return has_grad_strips(axes) && h.row_step() <= 2 &&
-         columns_in_cache(h, pixel_bytes) >= std::min(w.kernel, grad_taps_at_once(h.kernel));
+  // For many taps a copy pays sooner, unless rows are short.
+  const int64_t fewest = h.kernel >= 5 && w.target > lanes ? 6 : std::min(w.kernel, grad_taps_at_once(h.kernel));
+  return has_grad_strips(axes) && h.row_step() <= 2 && columns_in_cache(h, pixel_bytes) >= fewest;
+}
+
+// Whether a copy of the source, whose pixels lie side by side, pays for itself: if each of its numbers is used often,
+// or less often, but the pixels that 8 columns meet crowd each other out of the L1 cache.
+inline bool pays_to_pack(const Triple<Axis>& axes, int64_t terms, int64_t pixel_bytes) {
+  const Axis &d = axes[0], &h = axes[1], &w = axes[2];
+  const double rows = static_cast<double>(d.max_taps) * h.max_taps;
+  const double strides = static_cast<double>(d.source_stride()) * h.source_stride() * w.source_stride();
+  const double uses = rows * w.max_taps * terms / strides;
+  const double crowd = rows * (7. * w.source_stride() + w.max_taps) / lines_in_cache(pixel_bytes);
+  return uses >= 49 || (crowd > 0.9 && crowd * uses > 15);
 }
 
 // Reading in place does not pay where columns differ in their taps, nor where the weights do not fit in the cache.
 inline bool reads_channels_in_place(const Triple<Axis>& axes, int64_t channels, int64_t terms, int64_t lanes,
-                                    Layout source, Layout target, bool convert) {
+                                    Layout source, Layout target, int64_t element_bytes, bool convert) {
   if (!channels_are_adjacent(source, target) || channels < lanes) return false;
+  if (pays_to_pack(axes, terms, channels * element_bytes)) return false;
   const int64_t rows = terms * axes[0].kernel * axes[1].kernel;
   const Axis& w = axes[2];
   // A sum that is taken in several goes is added to what is in the target: it would be rounded each time, and the

@@ -116,7 +116,7 @@ CorrelatePlan plan_correlate(const ConvGeometry<int64_t>& g, bool transposed, La
   const bool convert = !std::same_as<T, A>;
   const bool channels_in_place =
       p.targets == p.terms &&
-      detail::reads_channels_in_place(p.axes, channels, p.terms, p.lanes, source, target, convert);
+      detail::reads_channels_in_place(p.axes, channels, p.terms, p.lanes, source, target, sizeof(T), convert);
   // 16-bit types have no masked loads for the edges: their images are widened first.
   const bool strips_of_columns = !p.shares_vectors &&
                                  detail::has_strips_of_columns(p.axes, p.terms, p.lanes, source, target) &&
