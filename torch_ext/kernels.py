@@ -25,7 +25,7 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
         'depthwise/avx2', 'direct/avx2' (groups of few channels, narrow pointwise layers, and in 16 bit every other
         one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own: of a padded copy of the input,
         'aten::constant_pad_nd + aten::convolution', if padding differs between the sides of an axis. A separable call
-        has two steps, 'depthwise/avx2 + aten::convolution'. csrc/core/select.h has the table.
+        has two steps, as in 'depthwise/avx2 + direct/avx2', where 'aten::mm' is PyTorch's matrix product. csrc/core/select.h has the table.
 
     Raises:
         RuntimeError: If the call is not a valid one.
@@ -47,7 +47,10 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
 
 
 def core_arguments(op: str, call: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a depthwise_convNd or group_convNd call as the core op `conv` takes them."""
+    """The arguments of a depthwise_convNd or group_convNd call as the core op `conv` takes them.
+
+    Of a separable_convNd call, those of its first step.
+    """
     n, input, weight = int(op[-2]), call["input"], call["weight"]
     if input.dim() not in (n + 1, n + 2) or weight.dim() != n + 2:
         raise ArgumentError(
@@ -76,11 +79,11 @@ def _autocast(tensor: Tensor | None) -> Tensor | None:
 
 
 def _separable(op: str, call: dict[str, Any], output: str) -> str:
-    first = {**call, "weight": call["depthwise_weight"], "bias": None}
-    hidden = _result(op.replace("separable", "depthwise"), first)
-    last = {"input": hidden, "weight": call["pointwise_weight"], "bias": call["bias"], "groups": 1}
-    last |= {"stride": 1, "padding": 0, "dilation": 1}
-    return f"{_conv(op, first, output)} + {_conv(op, last, output)}"
+    input, depthwise_weight, bias, *numbers, _ = core_arguments(
+        op, {**call, "weight": call["depthwise_weight"], "groups": None}
+    )
+    tensors = input, depthwise_weight, call["pointwise_weight"], bias
+    return torch.ops.torch_ext._which_separable_kernel(op, *(_autocast(t) for t in tensors), *numbers, output)
 
 
 def _transposed(op: str, call: dict[str, Any], output: str) -> str:

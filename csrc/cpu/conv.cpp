@@ -1,5 +1,6 @@
+#include "conv.h"
+
 #include <ATen/ops/empty.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <torch/library.h>
 
 #include "depthwise.h"
@@ -10,7 +11,6 @@
 
 // conv and conv_backward on the CPU: check, allocate, choose a kernel, run it.
 namespace torch_ext::cpu {
-namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
@@ -36,6 +36,8 @@ bool is_empty(const Geometry& g) {
   return empty;
 }
 
+namespace {
+
 // PyTorch's result in the strides that ours promises; most often it has them.
 void move_into(Tensor& result, const Tensor& computed) {
   if (computed.strides() == result.strides()) result = computed;
@@ -52,10 +54,12 @@ void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
   output.copy_(bias->view(per_channel).expand_as(output));
 }
 
+}  // namespace
+
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
             IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const Geometry g = ops::check_conv<int64_t>("conv", input, weight, bias, stride, padding, dilation, groups);
-  Tensor output = ops::empty_output(input, weight, g);
+  Tensor output = ops::empty_output(input, g, ops::wants_channels_last(input, weight));
   if (is_empty(g)) {
     set_to_bias(output, bias);
     return output;
@@ -107,23 +111,28 @@ Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Te
   return {gradients[0], gradients[1], gradients[2]};
 }
 
+Pass pass_of(const std::string& op, std::string_view output) {
+  const bool forward = output == "forward", grad_input = output == "grad_input";
+  TORCH_CHECK(forward || grad_input || output == "grad_weight", op,
+              ": expected output 'forward', 'grad_input' or 'grad_weight', but got '", output, "'");
+  return forward ? Pass::kForward : grad_input ? Pass::kGradInput : Pass::kGradWeight;
+}
+
+std::string kernel_name(Kernel kernel, IntArrayRef padding) {
+  if (kernel == Kernel::kAten)
+    return ops::has_uneven_padding(padding) ? "aten::constant_pad_nd + aten::convolution" : "aten::convolution";
+  const std::string name = kernel == Kernel::kDepthwise ? "depthwise/" : "direct/";
+  return name + (isa() == Isa::kScalar ? "scalar" : "avx2");
+}
+
+namespace {
+
 std::string which_kernel(std::string_view op, const Tensor& input, const Tensor& weight,
                          const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
                          IntArrayRef dilation, int64_t groups, std::string_view output) {
   const std::string name(op);
   const Geometry g = ops::check_conv<int64_t>(name.c_str(), input, weight, bias, stride, padding, dilation, groups);
-  const bool forward = output == "forward", grad_input = output == "grad_input";
-  TORCH_CHECK(forward || grad_input || output == "grad_weight", op,
-              ": expected output 'forward', 'grad_input' or 'grad_weight', but got '", output, "'");
-  const Pass pass = forward ? Pass::kForward : grad_input ? Pass::kGradInput : Pass::kGradWeight;
-  switch (select_kernel(g, dtype_of(input), isa(), pass)) {
-    case Kernel::kDepthwise:
-      return isa() == Isa::kScalar ? "depthwise/scalar" : "depthwise/avx2";
-    case Kernel::kDirect:
-      return isa() == Isa::kScalar ? "direct/scalar" : "direct/avx2";
-    default:
-      return ops::has_uneven_padding(padding) ? "aten::constant_pad_nd + aten::convolution" : "aten::convolution";
-  }
+  return kernel_name(select_kernel(g, dtype_of(input), isa(), pass_of(name, output)), padding);
 }
 
 // Whether a layer of this weight may run on a kernel of ours.

@@ -50,7 +50,10 @@ void depthwise_grad_weight(const Geometry& g, const at::Tensor& grad_output, con
     parallel<T>(plan, g, [&](Range items, Acc<T>* scratch) {
       kernels.grad_weight(plan, factor, source, data<T>(sums), items, scratch);
     });
-    kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
+    if (is_wide<T>(grad_weight))
+      table().of<Acc<T>>().depthwise.add_grad_weight(plan, data<T>(sums), view<Acc<T>>(grad_weight));
+    else
+      kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
   });
 }
 

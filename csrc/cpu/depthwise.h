@@ -5,7 +5,8 @@
 #include "core/geometry.h"
 #include "ops/call.h"
 
-// The depthwise kernels on tensors, which also serve groups that share vectors. No tensor is empty.
+// The depthwise kernels on tensors, which also serve groups that share vectors. No tensor is empty. A weight gradient
+// may also be in the type of the sums.
 namespace torch_ext::cpu {
 
 using Geometry = ConvGeometry<int64_t>;

@@ -70,17 +70,19 @@ void direct_grad_weight(const Geometry& g, const at::Tensor& grad_output, const 
       return depthwise_grad_weight(g, grad_output, input, grad_weight);
     Geometry merged = g;
     merge_axes(&merged, &source, &factor);
-    const auto run = [&](const auto& plan, auto* kernel, auto* add_slices) {
+    const auto run = [&](const auto& plan, auto* kernel, auto* add_slices, auto* add_wide_slices) {
       const auto sums = buffer<T>(plan.partial_sums_size(), input);
       parallel<T>(plan, g,
                   [&](Range items, Acc<T>* scratch) { kernel(plan, factor, source, data<T>(sums), items, scratch); });
-      add_slices(plan, data<T>(sums), view<T>(grad_weight));
+      if (is_wide<T>(grad_weight)) add_wide_slices(plan, data<T>(sums), view<Acc<T>>(grad_weight));
+      else add_slices(plan, data<T>(sums), view<T>(grad_weight));
     };
+    const auto& wide = table().of<Acc<T>>().direct;
     if (const auto pixels = plan_pixel_grad_weight<T>(merged, layout(factor), layout(source)))
-      run(*pixels, kernels.pixel_grad_weight, kernels.add_pixel_grad_weight);
+      run(*pixels, kernels.pixel_grad_weight, kernels.add_pixel_grad_weight, wide.add_pixel_grad_weight);
     else
       run(plan_direct_grad_weight<T>(merged, layout(factor), layout(source)), kernels.grad_weight,
-          kernels.add_grad_weight);
+          kernels.add_grad_weight, wide.add_grad_weight);
   });
 }
 

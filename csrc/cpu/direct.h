@@ -4,7 +4,8 @@
 
 #include "core/geometry.h"
 
-// The direct kernels on tensors. No tensor is empty.
+// The direct kernels on tensors. No tensor is empty. A weight gradient
+// may also be in the type of the sums.
 namespace torch_ext::cpu {
 
 void direct_forward(const ConvGeometry<int64_t>& g, const at::Tensor& input, const at::Tensor& weight,

@@ -56,6 +56,12 @@ Acc<T>* data(const at::Tensor& buffer) {
   return static_cast<Acc<T>*>(buffer.mutable_data_ptr());
 }
 
+// Whether a result is in the type of the sums, not in T.
+template <class T>
+bool is_wide(const at::Tensor& result) {
+  return !std::same_as<T, Acc<T>> && result.scalar_type() == at::kFloat;
+}
+
 // Runs kernel(range, scratch) over all items of a plan on the threads of PyTorch's pool. Small work stays on one
 // thread.
 template <class T, class Plan, class Kernel>

@@ -33,8 +33,27 @@ at::Tensor conv_autocast(const at::Tensor& input, const at::Tensor& weight, cons
   return conv(cast_input, cast_weight, cast_bias, stride, padding, dilation, std::move(groups));
 }
 
-TORCH_LIBRARY_IMPL(torch_ext, AutocastCPU, m) { m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCPU>); }
-TORCH_LIBRARY_IMPL(torch_ext, AutocastCUDA, m) { m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCUDA>); }
+template <c10::DispatchKey key>
+at::Tensor separable_conv_autocast(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                                   const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                                   c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                   c10::SymIntArrayRef dilation) {
+  const auto cast_input = autocast(input);
+  const auto cast_depthwise = autocast(depthwise_weight);
+  const auto cast_pointwise = autocast(pointwise_weight);
+  const auto cast_bias = autocast(bias);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  return separable_conv(cast_input, cast_depthwise, cast_pointwise, cast_bias, stride, padding, dilation);
+}
+
+TORCH_LIBRARY_IMPL(torch_ext, AutocastCPU, m) {
+  m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCPU>);
+  m.impl("separable_conv", separable_conv_autocast<c10::DispatchKey::AutocastCPU>);
+}
+TORCH_LIBRARY_IMPL(torch_ext, AutocastCUDA, m) {
+  m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCUDA>);
+  m.impl("separable_conv", separable_conv_autocast<c10::DispatchKey::AutocastCUDA>);
+}
 
 }  // namespace
 }  // namespace torch_ext::ops

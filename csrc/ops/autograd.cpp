@@ -7,10 +7,11 @@
 
 #include "call.h"
 
-// Derivatives of conv and conv_backward, of any order: each is written with the two ops again.
+// Derivatives of conv, separable_conv and their backward ops, of any order: each is written with the two ops again.
 //
-// The convolution y = W * x + b is bilinear. With gradients g of y:   grad_x = Bx(g, W), grad_W = Bw(g, x), grad_b =
-// sum g and these are bilinear too, so that a tangent or a second derivative is the same ops on other pairs.
+// An op y = f(t) + b is linear in each of its factors t: input and weight, or input and both weights. With a gradient g
+// of y, its backward op gives the gradients of all factors, B(g, t), and sum g. These are linear in g and in each factor
+// too, so that a tangent or a second derivative is the same two ops with one factor replaced.
 namespace torch_ext::ops {
 namespace {
 
@@ -35,18 +36,45 @@ auto make_node() {
 
 struct Numbers {
   std::vector<c10::SymInt> stride, padding, dilation;
-  c10::SymInt groups;
+  c10::SymInt groups;  // of conv
 };
 
-Tensor conv(const Tensor& input, const Tensor& weight, const Tensor& bias, const Numbers& n) {
-  return ops::conv(input, weight, bias.defined() ? std::optional(bias) : std::nullopt, n.stride, n.padding, n.dilation,
-                   n.groups);
+std::optional<Tensor> optional(const Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
 }
 
-Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Numbers& n,
-                        Mask mask) {
-  return ops::conv_backward(grad_output, input, weight, n.stride, n.padding, n.dilation, n.groups, mask);
-}
+// The ops that are differentiated: their factors, forward and backward.
+struct Conv {
+  static constexpr int kFactors = 2;
+  static constexpr const char *kName = "torch_ext::ConvBackward", *kBackwardName = "torch_ext::ConvBackwardBackward";
+  using Factors = std::array<Tensor, kFactors>;
+  using Mask = std::array<bool, kFactors + 1>;  // of the factors and the bias
+
+  static Tensor forward(const Factors& t, const Tensor& bias, const Numbers& n) {
+    return conv(t[0], t[1], optional(bias), n.stride, n.padding, n.dilation, n.groups);
+  }
+  static variable_list backward(const Tensor& grad_output, const Factors& t, const Numbers& n, Mask mask) {
+    const auto [x, w, b] = conv_backward(grad_output, t[0], t[1], n.stride, n.padding, n.dilation, n.groups, mask);
+    return {x, w, b};
+  }
+};
+
+struct SeparableConv {
+  static constexpr int kFactors = 3;
+  static constexpr const char *kName = "torch_ext::SeparableConvBackward",
+                              *kBackwardName = "torch_ext::SeparableConvBackwardBackward";
+  using Factors = std::array<Tensor, kFactors>;
+  using Mask = std::array<bool, kFactors + 1>;
+
+  static Tensor forward(const Factors& t, const Tensor& bias, const Numbers& n) {
+    return separable_conv(t[0], t[1], t[2], optional(bias), n.stride, n.padding, n.dilation);
+  }
+  static variable_list backward(const Tensor& grad_output, const Factors& t, const Numbers& n, Mask mask) {
+    const auto [x, d, p, b] =
+        separable_conv_backward(grad_output, t[0], t[1], t[2], n.stride, n.padding, n.dilation, mask);
+    return {x, d, p, b};
+  }
+};
 
 Tensor sum(const Tensor& a, const Tensor& b) {
   if (!a.defined()) return b;
@@ -61,7 +89,7 @@ Tensor expand_bias(const Tensor& bias, const Tensor& output) {
   return bias.view(per_channel).expand_as(output);
 }
 
-// What both nodes have in common: saved tensors, the numbers of the convolution, and being a pure function of these and
+// What all nodes have in common: saved tensors, the numbers of the convolution, and being a pure function of these and
 // of the incoming gradients (Derivative::gradients), which is what compiled autograd traces.
 template <class Derivative>
 struct ConvNode : Node {
@@ -146,50 +174,88 @@ struct ConvNode : Node {
   }
 };
 
-// Of y = conv(x, W, b); saved are x and W.
-struct ConvDerivative {
-  static constexpr const char* name = "torch_ext::ConvBackward";
+template <class Op>
+typename Op::Factors factors(const Tensor* first) {
+  typename Op::Factors t;
+  std::copy_n(first, Op::kFactors, t.begin());
+  return t;
+}
+
+template <class Op>
+typename Op::Factors with(typename Op::Factors t, int i, const Tensor& replacement) {
+  t[i] = replacement;
+  return t;
+}
+
+// The sum of f over the replacements of one factor each; a bias is added to the first term.
+template <class Op>
+Tensor sum_of_forwards(const typename Op::Factors& t, const typename Op::Factors& replacements, Tensor bias,
+                       const Numbers& numbers) {
+  Tensor result;
+  for (int i = 0; i < Op::kFactors; ++i) {
+    if (!replacements[i].defined()) continue;
+    result = sum(result, Op::forward(with<Op>(t, i, replacements[i]), bias, numbers));
+    bias = Tensor();
+  }
+  return result;
+}
+
+// Adds B over the replacements of one factor each, but for the gradient of that factor itself.
+template <class Op>
+void add_backwards(const Tensor& grad_output, const typename Op::Factors& t,
+                   const typename Op::Factors& replacements, const Numbers& numbers, const std::vector<bool>& wanted,
+                   Tensor* result) {
+  for (int i = 0; i < Op::kFactors; ++i) {
+    typename Op::Mask mask{};
+    bool any = false;
+    for (int j = 0; j < Op::kFactors; ++j) any |= mask[j] = i != j && wanted[j] && replacements[i].defined();
+    if (!any) continue;
+    const auto terms = Op::backward(grad_output, with<Op>(t, i, replacements[i]), numbers, mask);
+    for (int j = 0; j < Op::kFactors; ++j) result[j] = sum(result[j], terms[j]);
+  }
+}
+
+// Of y = f(t) + b; saved are the factors.
+template <class Op>
+struct Derivative {
+  static constexpr const char* name = Op::kName;
 
   static variable_list gradients(const variable_list& grads, const variable_list& saved, const Numbers& numbers,
                                  const std::vector<bool>& wanted) {
-    if (!grads[0].defined()) return variable_list(3);
-    const Mask mask = {wanted[0], wanted[1], wanted[2]};
-    const auto [grad_input, grad_weight, grad_bias] = conv_backward(grads[0], saved[0], saved[1], numbers, mask);
-    return {grad_input, grad_weight, grad_bias};
+    if (!grads[0].defined()) return variable_list(Op::kFactors + 1);
+    typename Op::Mask mask;
+    std::copy_n(wanted.begin(), mask.size(), mask.begin());
+    return Op::backward(grads[0], factors<Op>(saved.data()), numbers, mask);
   }
 };
 
-// Of (grad_x, grad_W, grad_b) = conv_backward(g, x, W); saved are g, x and W.
-struct ConvBackwardDerivative {
-  static constexpr const char* name = "torch_ext::ConvBackwardBackward";
+// Of (B(g, t), sum g); saved are g and the factors.
+template <class Op>
+struct BackwardDerivative {
+  static constexpr const char* name = Op::kBackwardName;
 
   static variable_list gradients(const variable_list& grads, const variable_list& saved, const Numbers& numbers,
                                  const std::vector<bool>& wanted) {
-    const Tensor &to_input = grads[0], &to_weight = grads[1], &to_bias = grads[2];
-    const Tensor &grad_output = saved[0], &input = saved[1], &weight = saved[2];
-    variable_list result(3);
+    const Tensor &grad_output = saved[0], &to_bias = grads[Op::kFactors];
+    const auto t = factors<Op>(&saved[1]), to_factors = factors<Op>(grads.data());
+    variable_list result(1 + Op::kFactors);
     if (wanted[0]) {
-      if (to_input.defined()) result[0] = conv(to_input, weight, to_bias, numbers);
-      if (to_weight.defined())
-        result[0] = sum(result[0], conv(input, to_weight, to_input.defined() ? Tensor() : to_bias, numbers));
+      result[0] = sum_of_forwards<Op>(t, to_factors, to_bias, numbers);
       if (!result[0].defined() && to_bias.defined()) result[0] = expand_bias(to_bias, grad_output);
     }
-    if (wanted[1] && to_weight.defined())
-      result[1] = std::get<0>(conv_backward(grad_output, input, to_weight, numbers, {true, false, false}));
-    if (wanted[2] && to_input.defined())
-      result[2] = std::get<1>(conv_backward(grad_output, to_input, weight, numbers, {false, true, false}));
+    add_backwards<Op>(grad_output, t, to_factors, numbers, std::vector<bool>(wanted.begin() + 1, wanted.end()), &result[1]);
     return result;
   }
 };
 
 // Records the derivative of a call on these tensors if one of them needs it; else null.
-template <class Derivative, class... Tensors>
-auto record(const Numbers& numbers, std::initializer_list<Tensor> saved, const Tensors&... tensors) {
-  using NodePointer = decltype(make_node<ConvNode<Derivative>>());
-  if (!torch::autograd::compute_requires_grad(tensors...)) return NodePointer();
-  NodePointer node = make_node<ConvNode<Derivative>>();
-  node->set_next_edges(torch::autograd::collect_next_edges(tensors...));
-  for (const Tensor& tensor : saved) node->saved.emplace_back(tensor, /*is_output=*/false);
+template <class D>
+auto record(const Numbers& numbers, const variable_list& tensors, size_t saved) {
+  using NodePointer = decltype(make_node<ConvNode<D>>());
+  if (!torch::autograd::compute_requires_grad(tensors)) return NodePointer();
+  NodePointer node = make_node<ConvNode<D>>();
+  node->set_next_edges(torch::autograd::collect_next_edges(tensors));
+  for (size_t i = 0; i < saved; ++i) node->saved.emplace_back(tensors[i], /*is_output=*/false);
   node->numbers = numbers;
   return node;
 }
@@ -198,69 +264,110 @@ auto record(const Numbers& numbers, std::initializer_list<Tensor> saved, const T
 Tensor primal(const Tensor& tensor) { return torch::autograd::isFwGradDefined(tensor) ? tensor._fw_primal(0) : tensor; }
 Tensor tangent(const Tensor& tensor) { return tensor.defined() ? tensor._fw_grad(0) : tensor; }
 
-Tensor conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight,
-                     const std::optional<Tensor>& optional_bias, c10::SymIntArrayRef stride,
-                     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  using namespace torch::autograd;
-  const Tensor bias = optional_bias.value_or(Tensor());
-  const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), groups};
+template <class Op>
+typename Op::Factors each(const typename Op::Factors& t, Tensor (*function)(const Tensor&)) {
+  typename Op::Factors result;
+  std::transform(t.begin(), t.end(), result.begin(), function);
+  return result;
+}
 
-  const auto node = record<ConvDerivative>(numbers, {input, weight}, input, weight, bias);
+template <class Op, class Call>
+Tensor forward_autograd(const typename Op::Factors& t, const Tensor& bias, const Numbers& numbers, const Call& call) {
+  using namespace torch::autograd;
+  variable_list tensors(t.begin(), t.end());
+  tensors.push_back(bias);
+  const auto node = record<Derivative<Op>>(numbers, tensors, Op::kFactors);
   Tensor output = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return conv_redispatch(keys & c10::after_autograd_keyset, input, weight, optional_bias, stride, padding, dilation,
-                           groups);
+    return call();
   }();
   if (node) set_history(output, node);
 
-  if (isFwGradDefined(input) || isFwGradDefined(weight) || isFwGradDefined(bias)) {
-    const Tensor dx = tangent(input), dw = tangent(weight), db = tangent(bias);
-    Tensor dy;
-    if (dx.defined()) dy = conv(dx, primal(weight), db, numbers);
-    if (dw.defined()) dy = sum(dy, conv(primal(input), dw, dx.defined() ? Tensor() : db, numbers));
-    if (!dy.defined()) dy = expand_bias(db, output);
+  if (std::any_of(tensors.begin(), tensors.end(), [](const Tensor& each) { return isFwGradDefined(each); })) {
+    const Tensor to_bias = tangent(bias);
+    Tensor dy = sum_of_forwards<Op>(each<Op>(t, primal), each<Op>(t, tangent), to_bias, numbers);
+    if (!dy.defined()) dy = expand_bias(to_bias, output);
     output._set_fw_grad(dy, /*level=*/0, /*is_inplace_op=*/false);
   }
   return output;
 }
 
+template <class Op, class Call>
+auto backward_autograd(const Tensor& grad_output, const typename Op::Factors& t, const Numbers& numbers,
+                       typename Op::Mask mask, const Call& call) {
+  using namespace torch::autograd;
+  variable_list tensors{grad_output};
+  tensors.insert(tensors.end(), t.begin(), t.end());
+  const auto node = record<BackwardDerivative<Op>>(numbers, tensors, tensors.size());
+  auto result = [&] {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call();
+  }();
+  const variable_list gradients = std::apply([](const auto&... all) { return variable_list{all...}; }, result);
+  if (node)
+    for (const Tensor& gradient : gradients) set_history(gradient, node);
+
+  if (std::any_of(tensors.begin(), tensors.end(), [](const Tensor& each) { return isFwGradDefined(each); })) {
+    const Tensor dg = tangent(grad_output);
+    const auto primals = each<Op>(t, primal);
+    variable_list tangents(gradients.size());
+    if (dg.defined()) tangents = Op::backward(dg, primals, numbers, mask);
+    add_backwards<Op>(primal(grad_output), primals, each<Op>(t, tangent), numbers, std::vector<bool>(mask.begin(), mask.end()),
+                      tangents.data());
+    for (size_t i = 0; i < tangents.size(); ++i)
+      if (tangents[i].defined()) gradients[i]._set_fw_grad(tangents[i], 0, false);
+  }
+  return result;
+}
+
+Tensor conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& weight,
+                     const std::optional<Tensor>& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                     c10::SymIntArrayRef dilation, c10::SymInt groups) {
+  const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), groups};
+  return forward_autograd<Conv>({input, weight}, bias.value_or(Tensor()), numbers, [&] {
+    return conv_redispatch(keys & c10::after_autograd_keyset, input, weight, bias, stride, padding, dilation, groups);
+  });
+}
+
 Gradients conv_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad_output, const Tensor& input,
                                  const Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                  c10::SymIntArrayRef dilation, c10::SymInt groups, Mask mask) {
-  using namespace torch::autograd;
   const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), groups};
-
-  const auto node = record<ConvBackwardDerivative>(numbers, {grad_output, input, weight}, grad_output, input, weight);
-  Gradients result = [&] {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  return backward_autograd<Conv>(grad_output, {input, weight}, numbers, mask, [&] {
     return conv_backward_redispatch(keys & c10::after_autograd_keyset, grad_output, input, weight, stride, padding,
                                     dilation, groups, mask);
-  }();
-  auto& [grad_input, grad_weight, grad_bias] = result;
-  if (node) {
-    for (const Tensor& gradient : {grad_input, grad_weight, grad_bias}) set_history(gradient, node);
-  }
+  });
+}
 
-  if (isFwGradDefined(grad_output) || isFwGradDefined(input) || isFwGradDefined(weight)) {
-    const Tensor dg = tangent(grad_output), dx = tangent(input), dw = tangent(weight);
-    const Tensor g = primal(grad_output), x = primal(input), w = primal(weight);
-    Gradients tangents;
-    auto& [d_input, d_weight, d_bias] = tangents;
-    if (dg.defined()) tangents = conv_backward(dg, x, w, numbers, mask);
-    if (mask[0] && dw.defined())
-      d_input = sum(d_input, std::get<0>(conv_backward(g, x, dw, numbers, {true, false, false})));
-    if (mask[1] && dx.defined())
-      d_weight = sum(d_weight, std::get<1>(conv_backward(g, dx, w, numbers, {false, true, false})));
-    if (d_input.defined()) grad_input._set_fw_grad(d_input, 0, false);
-    if (d_weight.defined()) grad_weight._set_fw_grad(d_weight, 0, false);
-    if (d_bias.defined()) grad_bias._set_fw_grad(d_bias, 0, false);
-  }
-  return result;
+Tensor separable_conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& depthwise_weight,
+                               const Tensor& pointwise_weight, const std::optional<Tensor>& bias,
+                               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), 1};
+  const SeparableConv::Factors factors{input, depthwise_weight, pointwise_weight};
+  return forward_autograd<SeparableConv>(factors, bias.value_or(Tensor()), numbers, [&] {
+    return separable_conv_redispatch(keys & c10::after_autograd_keyset, input, depthwise_weight, pointwise_weight, bias,
+                                     stride, padding, dilation);
+  });
+}
+
+SeparableGradients separable_conv_backward_autograd(c10::DispatchKeySet keys, const Tensor& grad_output,
+                                                    const Tensor& input, const Tensor& depthwise_weight,
+                                                    const Tensor& pointwise_weight, c10::SymIntArrayRef stride,
+                                                    c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                                    SeparableMask mask) {
+  const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), 1};
+  const SeparableConv::Factors factors{input, depthwise_weight, pointwise_weight};
+  return backward_autograd<SeparableConv>(grad_output, factors, numbers, mask, [&] {
+    return separable_conv_backward_redispatch(keys & c10::after_autograd_keyset, grad_output, input, depthwise_weight,
+                                              pointwise_weight, stride, padding, dilation, mask);
+  });
 }
 
 TORCH_LIBRARY_IMPL(torch_ext, Autograd, m) {
   m.impl("conv", conv_autograd);
   m.impl("conv_backward", conv_backward_autograd);
+  m.impl("separable_conv", separable_conv_autograd);
+  m.impl("separable_conv_backward", separable_conv_backward_autograd);
 }
 
 }  // namespace

@@ -20,6 +20,16 @@ const auto& conv_backward_handle() {
   return handle;
 }
 
+const auto& separable_conv_handle() {
+  static const auto handle = find<decltype(separable_conv)>("torch_ext::separable_conv");
+  return handle;
+}
+
+const auto& separable_conv_backward_handle() {
+  static const auto handle = find<decltype(separable_conv_backward)>("torch_ext::separable_conv_backward");
+  return handle;
+}
+
 }  // namespace
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -46,6 +56,37 @@ Gradients conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& g
                                    c10::SymIntArrayRef dilation, c10::SymInt groups, Mask output_mask) {
   return conv_backward_handle().redispatch(keys, grad_output, input, weight, stride, padding, dilation,
                                            std::move(groups), output_mask);
+}
+
+at::Tensor separable_conv(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                          const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  return separable_conv_handle().call(input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation);
+}
+
+SeparableGradients separable_conv_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                           c10::SymIntArrayRef dilation, SeparableMask output_mask) {
+  return separable_conv_backward_handle().call(grad_output, input, depthwise_weight, pointwise_weight, stride, padding,
+                                               dilation, output_mask);
+}
+
+at::Tensor separable_conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input,
+                                     const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                     const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                                     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  return separable_conv_handle().redispatch(keys, input, depthwise_weight, pointwise_weight, bias, stride, padding,
+                                            dilation);
+}
+
+SeparableGradients separable_conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output,
+                                                      const at::Tensor& input, const at::Tensor& depthwise_weight,
+                                                      const at::Tensor& pointwise_weight, c10::SymIntArrayRef stride,
+                                                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                                      SeparableMask output_mask) {
+  return separable_conv_backward_handle().redispatch(keys, grad_output, input, depthwise_weight, pointwise_weight,
+                                                     stride, padding, dilation, output_mask);
 }
 
 }  // namespace torch_ext::ops

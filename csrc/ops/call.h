@@ -20,6 +20,18 @@ Gradients conv_backward(const at::Tensor& grad_output, const at::Tensor& input, 
                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                         c10::SymInt groups, Mask output_mask);
 
+using SeparableMask = std::array<bool, 4>;
+// Of input, depthwise weight, pointwise weight, bias.
+using SeparableGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+at::Tensor separable_conv(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                          const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                          c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation);
+SeparableGradients separable_conv_backward(const at::Tensor& grad_output, const at::Tensor& input,
+                                           const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                           c10::SymIntArrayRef dilation, SeparableMask output_mask);
+
 // The same, going on from a kernel to the keys that are left.
 at::Tensor conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
@@ -27,5 +39,14 @@ at::Tensor conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, co
 Gradients conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output, const at::Tensor& input,
                                    const at::Tensor& weight, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                    c10::SymIntArrayRef dilation, c10::SymInt groups, Mask output_mask);
+at::Tensor separable_conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input,
+                                     const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                     const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                                     c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation);
+SeparableGradients separable_conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output,
+                                                      const at::Tensor& input, const at::Tensor& depthwise_weight,
+                                                      const at::Tensor& pointwise_weight, c10::SymIntArrayRef stride,
+                                                      c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                                      SeparableMask output_mask);
 
 }  // namespace torch_ext::ops

@@ -51,6 +51,18 @@ at::Tensor empty(c10::SymIntArrayRef sizes, const at::TensorOptions& options, bo
                           sizes.size() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d);
 }
 
+template <class Int>
+void check_grad_output(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                       const ConvGeometry<Int>& g) {
+  check_same(op, input, "grad_output", grad_output);
+  std::vector<Int> expected{g.batch, g.out_channels};
+  for (int axis = 3 - g.dims; axis < 3; ++axis) expected.push_back(g.out[axis]);
+  TORCH_CHECK(sizes<Int>(grad_output).size() == expected.size() &&
+                  std::equal(expected.begin(), expected.end(), sizes<Int>(grad_output).begin()),
+              op, ": expected grad_output of the output's size ", detail::list<Int>(expected), ", but got ",
+              detail::list(sizes<Int>(grad_output)));
+}
+
 }  // namespace
 
 void check_tensors(const char* op, const at::Tensor& input, const at::Tensor& weight,
@@ -86,41 +98,98 @@ ConvGeometry<Int> check_conv_backward(const char* op, const at::Tensor& grad_out
                                       c10::ArrayRef<Int> dilation, const Int& groups) {
   check_tensor(op, "grad_output", grad_output);
   const auto g = check_conv<Int>(op, input, weight, {}, stride, padding, dilation, groups);
-  check_same(op, input, "grad_output", grad_output);
-  std::vector<Int> expected{g.batch, g.out_channels};
-  for (int axis = 3 - g.dims; axis < 3; ++axis) expected.push_back(g.out[axis]);
-  TORCH_CHECK(sizes<Int>(grad_output).size() == expected.size() &&
-                  std::equal(expected.begin(), expected.end(), sizes<Int>(grad_output).begin()),
-              op, ": expected grad_output of the output's size ", detail::list<Int>(expected), ", but got ",
-              detail::list(sizes<Int>(grad_output)));
+  check_grad_output(op, grad_output, input, g);
   return g;
 }
 
-template ConvGeometry<int64_t> check_conv(const char*, const at::Tensor&, const at::Tensor&,
-                                          const std::optional<at::Tensor>&, at::IntArrayRef, at::IntArrayRef,
-                                          at::IntArrayRef, const int64_t&);
-template ConvGeometry<c10::SymInt> check_conv(const char*, const at::Tensor&, const at::Tensor&,
-                                              const std::optional<at::Tensor>&, c10::SymIntArrayRef,
-                                              c10::SymIntArrayRef, c10::SymIntArrayRef, const c10::SymInt&);
-template ConvGeometry<int64_t> check_conv_backward(const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                                   at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, const int64_t&);
-template ConvGeometry<c10::SymInt> check_conv_backward(const char*, const at::Tensor&, const at::Tensor&,
-                                                       const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                                                       c10::SymIntArrayRef, const c10::SymInt&);
+void check_depthwise_weight(const char* op, const char* name, const at::Tensor& input, const at::Tensor& weight) {
+  static const char* const kernels[] = {"k", "kh, kw", "kd, kh, kw"};
+  const int64_t dims = input.dim() - 2;
+  const c10::SymInt channels = input.sym_size(1);
+  const auto sizes = weight.sym_sizes();
+  TORCH_CHECK(weight.dim() == input.dim() && sizes[1] == 1 && channels > 0 && sizes[0] > 0 && sizes[0] % channels == 0,
+              op, ": expected ", name, " of shape [C*M, 1, ", kernels[dims - 1], "] with C = ", channels, ", but got ",
+              sizes);
+}
+
+template <class Int>
+SeparableGeometry<Int> check_separable(const char* op, const at::Tensor& input, const at::Tensor& depthwise_weight,
+                                       const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                                       c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
+                                       c10::ArrayRef<Int> dilation) {
+  check_tensors(op, input, depthwise_weight);
+  check_tensors(op, input, pointwise_weight, bias);
+  const auto rank = input.dim();
+  TORCH_CHECK(rank >= 3 && rank <= 5, op, ": expected a batched input of 3, 4 or 5 dimensions, but got input of size ",
+              input.sym_sizes());
+  check_depthwise_weight(op, "depthwise_weight", input, depthwise_weight);
+  const auto outputs = sizes<Int>(pointwise_weight);
+  const Int hidden = sizes<Int>(depthwise_weight)[0];
+  TORCH_CHECK(pointwise_weight.dim() == rank && outputs[1] == hidden &&
+                  std::all_of(outputs.begin() + 2, outputs.end(), [](const Int& size) { return size == 1; }),
+              op, ": expected pointwise_weight of shape [O, C*M, 1, ...] with C*M = ", hidden, ", but got ",
+              pointwise_weight.sym_sizes());
+
+  SeparableGeometry<Int> g;
+  g.depthwise =
+      check_conv<Int>(op, input, depthwise_weight, {}, stride, padding, dilation, sizes<Int>(input)[1]);
+  std::vector<Int> between{g.depthwise.batch, hidden};
+  for (int axis = 3 - g.depthwise.dims; axis < 3; ++axis) between.push_back(g.depthwise.out[axis]);
+  const std::vector<Int> ones(rank - 2, Int(1)), zeros(2 * (rank - 2), Int(0));
+  ConvArguments<Int> arguments{op, between, outputs, {}, ones, zeros, ones, Int(1)};
+  if (bias && bias->defined()) arguments.bias = sizes<Int>(*bias);
+  const std::string error = make_geometry(arguments, &g.pointwise);
+  TORCH_CHECK(error.empty(), error);
+  return g;
+}
+
+template <class Int>
+SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                                const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                                c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
+                                                c10::ArrayRef<Int> dilation) {
+  check_tensor(op, "grad_output", grad_output);
+  const auto g =
+      check_separable<Int>(op, input, depthwise_weight, pointwise_weight, {}, stride, padding, dilation);
+  check_grad_output(op, grad_output, input, g.pointwise);
+  return g;
+}
+
+#define TORCH_EXT_INSTANTIATE(Int)                                                                                   \
+  template ConvGeometry<Int> check_conv(const char*, const at::Tensor&, const at::Tensor&,                           \
+                                        const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,    \
+                                        c10::ArrayRef<Int>, const Int&);                                             \
+  template ConvGeometry<Int> check_conv_backward(const char*, const at::Tensor&, const at::Tensor&,                  \
+                                                 const at::Tensor&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,          \
+                                                 c10::ArrayRef<Int>, const Int&);                                    \
+  template SeparableGeometry<Int> check_separable(const char*, const at::Tensor&, const at::Tensor&,                 \
+                                                  const at::Tensor&, const std::optional<at::Tensor>&,               \
+                                                  c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);       \
+  template SeparableGeometry<Int> check_separable_backward(                                                          \
+      const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::ArrayRef<Int>,   \
+      c10::ArrayRef<Int>, c10::ArrayRef<Int>);                                                                       \
+  template at::Tensor empty_output(const at::Tensor&, const ConvGeometry<Int>&, bool)
 
 bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight) {
   return has_adjacent_channels(input) || is_channels_last(input) || is_channels_last(weight);
 }
 
-template <class Int>
-at::Tensor empty_output(const at::Tensor& input, const at::Tensor& weight, const ConvGeometry<Int>& g) {
-  c10::SmallVector<c10::SymInt, 5> sizes{g.batch, g.out_channels};
-  for (int axis = 3 - g.dims; axis < 3; ++axis) sizes.push_back(g.out[axis]);
-  return empty(sizes, input.options(), wants_channels_last(input, weight));
+bool wants_channels_last(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                         const at::Tensor& pointwise_weight) {
+  return wants_channels_last(input, depthwise_weight) || is_channels_last(pointwise_weight);
 }
 
-template at::Tensor empty_output(const at::Tensor&, const at::Tensor&, const ConvGeometry<int64_t>&);
-template at::Tensor empty_output(const at::Tensor&, const at::Tensor&, const ConvGeometry<c10::SymInt>&);
+template <class Int>
+at::Tensor empty_output(const at::Tensor& input, const ConvGeometry<Int>& g, bool channels_last) {
+  c10::SmallVector<c10::SymInt, 5> sizes{g.batch, g.out_channels};
+  for (int axis = 3 - g.dims; axis < 3; ++axis) sizes.push_back(g.out[axis]);
+  return empty(sizes, input.options(), channels_last);
+}
+
+TORCH_EXT_INSTANTIATE(int64_t);
+TORCH_EXT_INSTANTIATE(c10::SymInt);
+
+#undef TORCH_EXT_INSTANTIATE
 
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes) {
   return empty(sizes, tensor.options(), is_channels_last(tensor) || has_adjacent_channels(tensor));

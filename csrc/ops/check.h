@@ -25,12 +25,36 @@ ConvGeometry<Int> check_conv_backward(const char* op, const at::Tensor& grad_out
                                       const at::Tensor& weight, c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
                                       c10::ArrayRef<Int> dilation, const Int& groups);
 
-// An uninitialised output: channels_last if input or weight suggests it; in 1-D if the input's channels are adjacent.
+// A separable convolution as the two that it stands for.
 template <class Int>
-at::Tensor empty_output(const at::Tensor& input, const at::Tensor& weight, const ConvGeometry<Int>& geometry);
+struct SeparableGeometry {
+  ConvGeometry<Int> depthwise, pointwise;
+};
 
-// Whether that output is channels_last.
+template <class Int>
+SeparableGeometry<Int> check_separable(const char* op, const at::Tensor& input, const at::Tensor& depthwise_weight,
+                                       const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                                       c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
+                                       c10::ArrayRef<Int> dilation);
+
+template <class Int>
+SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                                const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                                c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
+                                                c10::ArrayRef<Int> dilation);
+
+// Checks a depthwise weight [C*M, 1, *k] for an input [N, C, *].
+void check_depthwise_weight(const char* op, const char* name, const at::Tensor& input, const at::Tensor& weight);
+
+// Whether an output is channels_last: if input or weight suggests it; in 1-D if the input's channels are adjacent. And
+// that of a separable convolution.
 bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight);
+bool wants_channels_last(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                         const at::Tensor& pointwise_weight);
+
+// An uninitialised output.
+template <class Int>
+at::Tensor empty_output(const at::Tensor& input, const ConvGeometry<Int>& geometry, bool channels_last);
 
 // An uninitialised tensor of these sizes in the memory format of `tensor`: what gradients are.
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes);

@@ -69,23 +69,14 @@ at::Tensor run(const Call& call, const c10::SymInt& groups) {
   return call.restore(function(call.input, call.weight, call.bias, call.stride, call.padding, call.dilation, groups));
 }
 
-// Checks a depthwise weight [C*M, 1, *k] against its input and returns C.
-c10::SymInt check_depthwise(const Call& call, const char* weight_name) {
-  static const char* const kernels[] = {"k", "kh, kw", "kd, kh, kw"};
-  const c10::SymInt channels = call.input.sym_size(1);
-  const auto sizes = call.weight.sym_sizes();
-  TORCH_CHECK(sizes[1] == 1 && channels > 0 && sizes[0] > 0 && sizes[0] % channels == 0, call.op, ": expected ",
-              weight_name, " of shape [C*M, 1, ", kernels[call.dims - 1], "] with C = ", channels, ", but got ", sizes);
-  return channels;
-}
-
 }  // namespace
 
 at::Tensor depthwise_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
                           const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
                           c10::SymIntArrayRef dilation) {
   const Call call = normalise("depthwise_conv", dims, input, weight, bias, stride, padding, dilation);
-  return run(call, check_depthwise(call, "weight"));
+  check_depthwise_weight(call.op.c_str(), "weight", call.input, call.weight);
+  return run(call, call.input.sym_size(1));
 }
 
 at::Tensor group_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
@@ -97,25 +88,12 @@ at::Tensor group_conv(int dims, const at::Tensor& input, const at::Tensor& weigh
 at::Tensor separable_conv(int dims, const at::Tensor& input, const at::Tensor& depthwise_weight,
                           const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
                           c10::SymIntArrayRef stride, const Padding& padding, c10::SymIntArrayRef dilation) {
-  Call depthwise = normalise("separable_conv", dims, input, depthwise_weight, {}, stride, padding, dilation);
-  const c10::SymInt channels = check_depthwise(depthwise, "depthwise_weight");
-
-  Call pointwise = depthwise;
-  pointwise.weight = autocast(pointwise_weight);
-  pointwise.bias = autocast(bias);
-  pointwise.stride = pointwise.dilation = SymInts(dims, 1);
-  pointwise.padding = SymInts(2 * dims, 0);
-  check_tensors(depthwise.op.c_str(), depthwise.input, pointwise.weight, pointwise.bias);
-  const auto sizes = pointwise.weight.sym_sizes();
-  const bool right = sizes.size() == size_t(dims + 2) && sizes[1] == depthwise.weight.sym_size(0) &&
-                     std::all_of(sizes.begin() + 2, sizes.end(), [](const auto& size) { return size == 1; });
-  TORCH_CHECK(right, depthwise.op,
-              ": expected pointwise_weight of shape [O, C*M, 1, ...] with C*M = ", depthwise.weight.sym_size(0),
-              ", but got ", sizes);
-
-  depthwise.unbatched = false;  // the batch axis goes once, at the end
-  pointwise.input = run(depthwise, channels);
-  return run(pointwise, 1);
+  const Call call = normalise("separable_conv", dims, input, depthwise_weight, bias, stride, padding, dilation);
+  const auto pointwise = autocast(pointwise_weight);
+  check_separable<c10::SymInt>(call.op.c_str(), call.input, call.weight, pointwise, call.bias, call.stride,
+                               call.padding, call.dilation);
+  return call.restore(ops::separable_conv(call.input, call.weight, pointwise, call.bias, call.stride, call.padding,
+                                          call.dilation));
 }
 
 // The transpose of a convolution is its gradient with respect to the input, here of the convolution with C*M input

@@ -22,9 +22,23 @@ Gradients conv_backward_cuda(const at::Tensor&, const at::Tensor&, const at::Ten
   refuse("torch_ext::conv_backward");
 }
 
+at::Tensor separable_conv_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const std::optional<at::Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                               c10::SymIntArrayRef) {
+  refuse("torch_ext::separable_conv");
+}
+
+SeparableGradients separable_conv_backward_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                                c10::SymIntArrayRef, SeparableMask) {
+  refuse("torch_ext::separable_conv_backward");
+}
+
 TORCH_LIBRARY_IMPL(torch_ext, CUDA, m) {
   m.impl("conv", conv_cuda);
   m.impl("conv_backward", conv_backward_cuda);
+  m.impl("separable_conv", separable_conv_cuda);
+  m.impl("separable_conv_backward", separable_conv_backward_cuda);
 }
 
 }  // namespace

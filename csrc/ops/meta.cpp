@@ -12,7 +12,8 @@ namespace {
 at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                      c10::SymInt groups) {
-  return empty_output(input, weight, check_conv("conv", input, weight, bias, stride, padding, dilation, groups));
+  const auto g = check_conv("conv", input, weight, bias, stride, padding, dilation, groups);
+  return empty_output(input, g, wants_channels_last(input, weight));
 }
 
 Gradients conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
@@ -26,9 +27,33 @@ Gradients conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& in
   return gradients;
 }
 
+at::Tensor separable_conv_meta(const at::Tensor& input, const at::Tensor& depthwise_weight,
+                               const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
+                               c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  const auto g = check_separable("separable_conv", input, depthwise_weight, pointwise_weight, bias, stride, padding,
+                                 dilation);
+  return empty_output(input, g.pointwise, wants_channels_last(input, depthwise_weight, pointwise_weight));
+}
+
+SeparableGradients separable_conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                                const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
+                                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                c10::SymIntArrayRef dilation, SeparableMask output_mask) {
+  const auto g = check_separable_backward("separable_conv_backward", grad_output, input, depthwise_weight,
+                                          pointwise_weight, stride, padding, dilation);
+  SeparableGradients gradients;
+  if (output_mask[0]) std::get<0>(gradients) = empty_in_format_of(input, input.sym_sizes());
+  if (output_mask[1]) std::get<1>(gradients) = empty_in_format_of(depthwise_weight, depthwise_weight.sym_sizes());
+  if (output_mask[2]) std::get<2>(gradients) = empty_in_format_of(pointwise_weight, pointwise_weight.sym_sizes());
+  if (output_mask[3]) std::get<3>(gradients) = at::empty_symint({g.pointwise.out_channels}, input.options());
+  return gradients;
+}
+
 TORCH_LIBRARY_IMPL(torch_ext, Meta, m) {
   m.impl("conv", conv_meta);
   m.impl("conv_backward", conv_backward_meta);
+  m.impl("separable_conv", separable_conv_meta);
+  m.impl("separable_conv_backward", separable_conv_backward_meta);
 }
 
 }  // namespace

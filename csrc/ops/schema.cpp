@@ -37,11 +37,22 @@ TORCH_LIBRARY(torch_ext, m) {
       "conv_backward(Tensor grad_output, Tensor input, Tensor weight, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
       {at::Tag::flexible_layout});
+  m.def(
+      "separable_conv(Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation) -> Tensor",
+      {at::Tag::flexible_layout});
+  m.def(
+      "separable_conv_backward(Tensor grad_output, Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::flexible_layout});
   for (const int dims : {1, 2, 3}) define_composites(m, dims);
 
   m.def(
       "_which_kernel(str op, Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, "
       "SymInt[] dilation, SymInt groups, str output) -> str");
+  m.def(
+      "_which_separable_kernel(str op, Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, str output) -> str");
   m.def("_has_kernel(Tensor weight, SymInt groups) -> bool");
   m.def("_same_padding(SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] dilation, str mode) -> SymInt[]");
   m.def("_isa() -> str");
