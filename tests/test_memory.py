@@ -50,6 +50,42 @@ def test_slice_sums_do_not_grow_with_the_batch() -> None:
     assert extra[0] < 1 << 20
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_separable_training_keeps_no_hidden_activation(dtype: torch.dtype, channels_last: bool) -> None:
+    """What a training step holds between forward and backward: less by all that lies between the two steps."""
+    input, weight, pointwise = torch.randn(8, 16, 64, 64), torch.randn(64, 1, 3, 3), torch.randn(8, 64, 1, 1)
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    tensors = [t.to(dtype=dtype, memory_format=format).requires_grad_() for t in (input, weight, pointwise)]
+
+    def held(call: Callable[[], torch.Tensor]) -> int:
+        saved = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        given = set(saved)
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = call()
+        saved[output.untyped_storage().data_ptr()] = output.untyped_storage().nbytes()
+        return sum(size for place, size in saved.items() if place not in given)
+
+    def two_steps() -> torch.Tensor:
+        return torch_ext.group_conv2d(torch_ext.depthwise_conv2d(tensors[0], tensors[1], padding=1), tensors[2])
+
+    hidden = 8 * 64 * 64 * 64 * dtype.itemsize
+    separable = lambda: torch_ext.separable_conv2d(*tensors, padding=1)  # noqa: E731
+    assert held(two_steps) - held(separable) == hidden
+
+    # Nor is it ever whole: of 8 images, forward and backward have 2 MiB of it at a time.
+    output = separable()
+    sizes, _ = allocated(separable)
+    backward, _ = allocated(lambda: torch.autograd.grad(output, tensors, output))
+    assert max(sizes) <= max(output.nbytes, 2 << 20)
+    assert max(backward) <= max(tensors[0].nbytes, 2 << 20)
+
+
 def test_results_share_no_memory(isa: str) -> None:
     """Also where a view would have the right values: a kernel of one tap that is 1."""
     input, weight = torch.randn(2, 3, 5), torch.ones(3, 1, 1)

@@ -1,5 +1,7 @@
 """torch.library.opcheck on the core ops and their backward ops: schema, autograd registration, Meta, AOT dispatch."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -32,6 +34,46 @@ def test_conv_backward(case: Case, mask: tuple[bool, ...]) -> None:
     grad_output = torch.randn_like(torch.ops.torch_ext.conv(input, weight, bias, *numbers))
     tensors = (tensor.detach().requires_grad_() for tensor in (grad_output, input, weight))
     check(torch.ops.torch_ext.conv_backward.default, (*tensors, *numbers, list(mask)))
+
+
+SEPARABLES = [case for case in CASES if case.op.startswith("separable") and "unbatched" not in case.what]
+
+
+def separable_arguments(case: Case, **options: Any) -> tuple[list[torch.Tensor | None], list[list[int]]]:
+    """The tensors of a case, and the numbers as the core ops take them."""
+    tensors = case.tensors(**options)
+    first = Case(case.op.replace("separable", "depthwise"), "", case.input, case.weights[:1], case.arguments)
+    *_, stride, padding, dilation, _ = first.core(*first.tensors())
+    return tensors, [stride, padding, dilation]
+
+
+@pytest.mark.parametrize("case", SEPARABLES, ids=lambda case: case.name)
+def test_separable_conv(case: Case) -> None:
+    tensors, numbers = separable_arguments(case, dtype=torch.float32, requires_grad=True)
+    check(torch.ops.torch_ext.separable_conv.default, (*tensors, *numbers))
+
+
+@pytest.mark.parametrize("case", SEPARABLES, ids=lambda case: case.name)
+@pytest.mark.parametrize("mask", [(True,) * 4, (True, False, False, False), (False, True, False, False),
+                                  (False, False, True, False), (False, False, False, True)])  # fmt: skip
+def test_separable_conv_backward(case: Case, mask: tuple[bool, ...]) -> None:
+    tensors, numbers = separable_arguments(case, dtype=torch.float32)
+    grad_output = torch.randn_like(torch.ops.torch_ext.separable_conv(*tensors, *numbers))
+    given = (tensor.detach().requires_grad_() for tensor in (grad_output, *tensors[:3]))
+    check(torch.ops.torch_ext.separable_conv_backward.default, (*given, *numbers, list(mask)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("case", SEPARABLES, ids=lambda case: case.name)
+def test_meta_agrees_with_the_cpu_on_separable(case: Case, dtype: torch.dtype) -> None:
+    tensors, numbers = separable_arguments(case, dtype=dtype)
+    on_meta = [tensor if tensor is None else tensor.to("meta") for tensor in tensors]
+    results = []
+    for given in (tensors, on_meta):
+        output = torch.ops.torch_ext.separable_conv(*given, *numbers)
+        backward = torch.ops.torch_ext.separable_conv_backward(output, *given[:3], *numbers, [True] * 4)
+        results.append([(t.shape, t.dtype, t.stride()) for t in (output, *backward)])
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -59,6 +59,34 @@ def test_bit_equal_for_any_number_of_threads(name: str, layout: str, dtype: torc
                 assert torch.equal(actual, result)
 
 
+@pytest.mark.parametrize("isa", [isa for isa in testing.isas() if isa != "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(3, 17, 40, 40), (2, 8, 5, 24, 24), (2, 9, 3000)])
+def test_separable_is_bit_equal_for_any_number_of_threads(
+    size: tuple[int, ...], layout: str, dtype: torch.dtype, isa: str
+) -> None:
+    """Of several strips, and of several chunks of images in backward."""
+    n, channels, generator = len(size) - 2, size[1], torch.Generator().manual_seed(0)
+    make = lambda *size: torch.randn(*size, generator=generator).to(dtype)  # noqa: E731
+    input = testing.LAYOUTS[layout](make(*size))
+    factors = input, make(2 * channels, 1, *(3,) * n), make(20, 2 * channels, *(1,) * n)
+    numbers = [1] * n, [1] * (2 * n), [1] * n
+
+    def all_passes() -> list[torch.Tensor]:
+        output = torch.ops.torch_ext.separable_conv(*factors, make(20), *numbers)
+        return [output, *torch.ops.torch_ext.separable_conv_backward(output, *factors, *numbers, [True] * 4)]
+
+    with testing.isa(isa):
+        results = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            generator.manual_seed(1)
+            results.append(all_passes())
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
 def test_called_from_several_threads_at_once() -> None:
     """Each has scratch of its own."""
     calls = [*GEOMETRIES] * 4

@@ -151,14 +151,36 @@ def test_avx512(n: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("dtype", testing.dtypes)
-def test_separable_has_two_steps(isa: str, n: int, dtype: torch.dtype) -> None:
+def test_separable(isa: str, n: int, dtype: torch.dtype) -> None:
+    """By strips where the second step has a kernel of ours; the gradients in two steps."""
     ones = (1,) * n
     tensors = meta(2, 8, *(9,) * n), meta(16, 1, *(3,) * n), meta(4, 16, *ones), meta(4)
-    few_columns = n == 1 and dtype == F32
-    second = "aten::mm" if few_columns or dtype == F64 else f"direct/{isa}"
+    ours = dtype != F64 and not (n == 1 and dtype == F32)  # few columns
     for output in OUTPUTS:
         answer = which_kernel(f"separable_conv{n}d", *(t.to(dtype) for t in tensors), padding="same", output=output)
-        assert answer == f"depthwise/{isa} + {second}"
+        if ours and output == "forward":
+            assert answer in (f"separable/{isa}", f"depthwise/{isa} + direct/{isa}")
+        else:
+            assert answer == f"depthwise/{isa} + " + (f"direct/{isa}" if ours else ATEN)
+
+
+@pytest.mark.parametrize("dtype", testing.dtypes)
+def test_separable_by_strips(isa: str, dtype: torch.dtype) -> None:
+    """Not where the depthwise kernel copies whole images, nor where rows are too long for scratch."""
+
+    def separable(layout: str, c: int = 32, k: int = 3, size: tuple[int, int] = (56, 56)) -> str:
+        input = testing.LAYOUTS[layout](torch.empty(2, c, *size, dtype=dtype))
+        weights = torch.empty(c, 1, k, k, dtype=dtype), torch.empty(16, c, 1, 1, dtype=dtype)
+        return which_kernel("separable_conv2d", input, *weights, padding="same")
+
+    strips = f"separable/{isa}"
+    steps = f"depthwise/{isa} + " + (ATEN if dtype == F64 else f"direct/{isa}")
+    assert separable("channels_last") == (steps if dtype == F64 else strips)
+    assert separable("contiguous") == (strips if dtype == F32 else steps)
+    assert separable("contiguous", size=(8, 4000)) == steps
+    assert separable("channels_last", k=31) == steps
+    if dtype in (F32, F64):
+        assert separable("channels_last", c=128) == f"depthwise/{isa} + {ATEN}"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -25,7 +25,7 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
         'depthwise/avx2', 'direct/avx2' (groups of few channels, narrow pointwise layers, and in 16 bit every other
         one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own: of a padded copy of the input,
         'aten::constant_pad_nd + aten::convolution', if padding differs between the sides of an axis. A separable call
-        has two steps, as in 'depthwise/avx2 + direct/avx2', where 'aten::mm' is PyTorch's matrix product. csrc/core/select.h has the table.
+        is 'separable/avx2', or has two steps, as in 'depthwise/avx2 + direct/avx2'. csrc/core/select.h has the table.
 
     Raises:
         RuntimeError: If the call is not a valid one.

@@ -38,12 +38,6 @@ bool is_empty(const Geometry& g) {
 
 namespace {
 
-// PyTorch's result in the strides that ours promises; most often it has them.
-void move_into(Tensor& result, const Tensor& computed) {
-  if (computed.strides() == result.strides()) result = computed;
-  else result.copy_(computed);
-}
-
 void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
   if (!bias || !bias->defined()) {
     output.zero_();
@@ -55,6 +49,11 @@ void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
 }
 
 }  // namespace
+
+void move_into(Tensor& result, const Tensor& computed) {
+  if (computed.strides() == result.strides()) result = computed;
+  else result.copy_(computed);
+}
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
             IntArrayRef padding, IntArrayRef dilation, int64_t groups) {

@@ -16,6 +16,8 @@ ops::Gradients conv_backward(const at::Tensor& grad_output, const at::Tensor& in
 
 DType dtype_of(const at::Tensor& tensor);
 bool is_empty(const ConvGeometry<int64_t>& g);
+// PyTorch's result in the strides that ours promises; most often it has them.
+void move_into(at::Tensor& result, const at::Tensor& computed);
 
 // What which_kernel takes and gives.
 Pass pass_of(const std::string& op, std::string_view output);

@@ -6,16 +6,6 @@
 namespace torch_ext::cpu {
 namespace {
 
-// The weight as the kernels read it: as it lies, if that is in Acc<T> with evenly spaced taps, else a copy, which
-// `storage` owns.
-template <class T>
-View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
-  if constexpr (std::same_as<T, Acc<T>>)
-    if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
-  *storage = weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat).contiguous();
-  return *with_even_taps(g, view<const Acc<T>>(*storage));
-}
-
 void correlate(const Geometry& g, bool transposed, const at::Tensor& source, const at::Tensor& weight,
                const at::Tensor& bias, at::Tensor& target) {
   dispatch(source, [&]<class T>(T*) {

@@ -56,6 +56,16 @@ Acc<T>* data(const at::Tensor& buffer) {
   return static_cast<Acc<T>*>(buffer.mutable_data_ptr());
 }
 
+// The weight as the kernels read it: as it lies, if that is in Acc<T> with evenly spaced taps, else a copy, which
+// `storage` owns.
+template <class T>
+View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
+  if constexpr (std::same_as<T, Acc<T>>)
+    if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
+  *storage = weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat).contiguous();
+  return *with_even_taps(g, view<const Acc<T>>(*storage));
+}
+
 // Whether a result is in the type of the sums, not in T.
 template <class T>
 bool is_wide(const at::Tensor& result) {

@@ -1,6 +1,4 @@
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -8,12 +6,15 @@
 #include "depthwise.h"
 #include "direct.h"
 #include "isa.h"
-#include "kernels/plan.h"
+#include "kernels/separable.h"
+#include "launch.h"
+#include "ops/aten.h"
 #include "ops/call.h"
 #include "ops/check.h"
 
-// separable_conv and separable_conv_backward on the CPU: a depthwise convolution and a pointwise one, some images at a
-// time. What lies between the two stays in the cache, takes no more memory than that, and is computed again in backward.
+// separable_conv and separable_conv_backward on the CPU. Forward goes by strips (kernels/separable.h), or in two steps,
+// as backward does, with some images at a time: what lies between the steps stays in a cache, and takes no more memory
+// than that. It is not kept, but computed again in backward.
 namespace torch_ext::cpu {
 namespace {
 
@@ -23,9 +24,11 @@ using ops::SeparableGradients;
 using ops::SeparableMask;
 using Separable = ops::SeparableGeometry<int64_t>;
 
-constexpr int64_t kChunkBytes = 2 << 20;  // of what lies between the steps
+// Of what lies between the steps. PyTorch's pointwise convolution prepares its weight in each call, and its results are
+// copied if there are several: that is only to bound memory.
+constexpr int64_t kChunkBytes = 2 << 20, kPytorchChunkBytes = 64 << 20;
 
-// Images first, ..., first + count - 1, and what lies between the steps for them.
+// Images first, ..., first + count - 1.
 struct Chunk {
   int64_t first, count;
   Separable g;
@@ -35,9 +38,9 @@ struct Chunk {
 
 int64_t positions(const Separable& g) { return g.pointwise.in[0] * g.pointwise.in[1] * g.pointwise.in[2]; }
 
-int64_t chunk_count(const Separable& g, int64_t element_bytes) {
+int64_t chunk_count(const Separable& g, int64_t element_bytes, int64_t chunk_bytes) {
   const int64_t image = g.pointwise.in_channels * positions(g) * element_bytes;
-  return ceil_div(g.pointwise.batch, std::clamp<int64_t>(kChunkBytes / image, 1, g.pointwise.batch));
+  return ceil_div(g.pointwise.batch, std::clamp<int64_t>(chunk_bytes / image, 1, g.pointwise.batch));
 }
 
 template <class Body>
@@ -50,67 +53,25 @@ void for_each_chunk(const Separable& g, int64_t chunks, const Body& body) {
   }
 }
 
-// Whether both steps have kernels that can take some images at a time: else the two ops run one after the other.
-bool takes_chunks(const Separable& g, DType dtype) {
-  for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight}) {
+// Whether the depthwise kernels serve the first step, in all passes. Else the two ops run one after the other.
+bool has_depthwise_step(const Separable& g, DType dtype) {
+  for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight})
     if (select_kernel(g.depthwise, dtype, isa(), pass) != Kernel::kDepthwise) return false;
-    const bool wide = dtype == DType::kFloat32 || dtype == DType::kFloat64;
-    if (!wide && select_kernel(g.pointwise, dtype, isa(), pass) == Kernel::kAten) return false;
-  }
   return true;
 }
 
-// The second step. Where it is PyTorch's, it is a matrix product, of all positions if channels are adjacent, else of
-// those of each image.
-class Pointwise {
- public:
-  Pointwise(const Tensor& weight, DType dtype, bool channels_last)
-      : weight_(weight), dtype_(dtype), channels_last_(channels_last) {}
+// The same in all passes.
+bool has_direct_step(const Separable& g, DType dtype) {
+  return select_kernel(g.pointwise, dtype, isa(), Pass::kForward) == Kernel::kDirect;
+}
 
-  bool is_ours(const ConvGeometry<int64_t>& g, Pass pass) const {
-    return select_kernel(g, dtype_, isa(), pass) == Kernel::kDirect;
-  }
-
-  void forward(const ConvGeometry<int64_t>& g, const Tensor& hidden, const std::optional<Tensor>& bias,
-               Tensor output) const {
-    if (is_ours(g, Pass::kForward)) return direct_forward(g, hidden, weight_, bias, output);
-    for_each_matrix(hidden, output, [&](const Tensor& h, Tensor y) {
-      if (bias && bias->defined()) at::addmm_out(y, bias->unsqueeze(1), weight_.flatten(1), h);
-      else at::mm_out(y, weight_.flatten(1), h);
-    });
-  }
-
-  void grad_input(const ConvGeometry<int64_t>& g, const Tensor& grad_output, Tensor grad_hidden) const {
-    if (is_ours(g, Pass::kGradInput)) return direct_grad_input(g, grad_output, weight_, grad_hidden);
-    for_each_matrix(grad_output, grad_hidden,
-                    [&](const Tensor& gy, Tensor gh) { at::mm_out(gh, weight_.flatten(1).t(), gy); });
-  }
-
-  // PyTorch's: adds to grad_weight unless this is the first chunk.
-  void add_grad_weight(const Tensor& grad_output, const Tensor& hidden, bool first, Tensor& grad_weight) const {
-    Tensor sum = grad_weight.flatten(1);
-    for_each_matrix(grad_output, hidden, [&](const Tensor& gy, const Tensor& h) {
-      if (first) at::mm_out(sum, gy, h.t());
-      else at::addmm_out(sum, sum, gy, h.t());
-      first = false;
-    });
-  }
-
- private:
-  // Two tensors as matrices [channels, positions].
-  template <class Body>
-  void for_each_matrix(const Tensor& a, const Tensor& b, const Body& body) const {
-    if (channels_last_) {
-      const auto matrix = [](const Tensor& t) { return t.movedim(1, -1).reshape({-1, t.size(1)}).t(); };
-      return body(matrix(a), matrix(b));
-    }
-    for (int64_t n = 0; n < a.size(0); ++n) body(a[n].flatten(1), b[n].flatten(1));
-  }
-
-  const Tensor& weight_;
-  const DType dtype_;
-  const bool channels_last_;
+// The numbers of the pointwise step.
+struct Ones {
+  explicit Ones(IntArrayRef stride) : stride(stride.size(), 1), padding(2 * stride.size(), 0) {}
+  const std::vector<int64_t> stride, padding;
 };
+
+c10::SymIntArrayRef symbolic(IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
 
 // A weight gradient that chunks add to, in their order, in the type of the sums.
 class GradWeight {
@@ -137,10 +98,61 @@ class GradWeight {
   Tensor total_;
 };
 
-bool is_empty(const Separable& g) { return cpu::is_empty(g.depthwise) || cpu::is_empty(g.pointwise); }
+// Forward, by strips. False, and nothing done, where chunks are better.
+bool forward_by_strips(const Separable& g, const Tensor& input, const Tensor& depthwise_weight,
+                       const Tensor& pointwise_weight, const Tensor& bias, bool channels_last, const Tensor& output) {
+  bool done = false;
+  dispatch(input, [&]<class T>(T*) {
+    using A = Acc<T>;
+    const auto from = view<const T>(input);
+    const auto plan = plan_separable<T>(g.depthwise, g.pointwise, layout(from), channels_last);
+    if (!plan) return;
+    done = true;
+    const int64_t image = positions(g) * g.pointwise.out_channels, outputs = g.pointwise.out_channels;
+    const View<T> to = channels_last
+                           ? View<T>{static_cast<T*>(output.mutable_data_ptr()), image, 1, {{0, 0, outputs}}}
+                           : View<T>{static_cast<T*>(output.mutable_data_ptr()), image, positions(g), {{0, 0, 1}}};
+    const auto& kernels = table().of<T>();
+    SeparableWeights<T> weights{};
+    weights.bias = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
 
-// n ones or zeros: the numbers of the pointwise step.
-std::vector<int64_t> repeated(int64_t number, size_t n) { return std::vector<int64_t>(n, number); }
+    const Layout hidden{channels_last ? 1 : positions(g), channels_last ? g.pointwise.in_channels : 1};
+    const auto pixels = plan_pixels<T>(g.pointwise, false, hidden, layout(to));
+    const int64_t first = ceil_div(plan->depthwise.weight_size(), 16) * 16;
+    auto* const packed =
+        static_cast<A*>(Scratch::of_this_call().reserve((first + (pixels ? pixels->weight_size() : 0)) * sizeof(A)));
+    kernels.depthwise.pack_weight(plan->depthwise, view<const T>(depthwise_weight), packed);
+    weights.depthwise = packed;
+    Tensor storage;
+    if (pixels) {
+      weights.pointwise_panels = packed + first;
+      kernels.direct.pack_panels(*pixels, view<const T>(pointwise_weight), weights.bias, packed + first,
+                                 {0, pixels->panels()});
+    } else {
+      weights.pointwise = wide_weight<T>(g.pointwise, pointwise_weight, &storage);
+    }
+    at::parallel_for(0, plan->strips(), 1, [&](int64_t begin, int64_t end) {
+      SeparableStrips<T> strips(*plan, kernels, from, weights, to);
+      for (int64_t strip = begin; strip < end; ++strip)
+        strips.strip(strip, [](int64_t numbers) {
+          return static_cast<A*>(Scratch::of_this_thread().reserve(numbers * sizeof(A)));
+        });
+    });
+  });
+  return done;
+}
+
+// Whether it would be done.
+bool goes_by_strips(const Separable& g, const Tensor& input, bool channels_last) {
+  bool result = false;
+  dispatch(input, [&]<class T>(T*) {
+    const Layout from{input.size(1) == 1 ? 0 : input.stride(1), input.size(-1) == 1 ? 0 : input.stride(-1)};
+    result = plan_separable<T>(g.depthwise, g.pointwise, from, channels_last).has_value();
+  });
+  return result;
+}
+
+bool is_empty(const Separable& g) { return cpu::is_empty(g.depthwise) || cpu::is_empty(g.pointwise); }
 
 Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
                       const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
@@ -148,18 +160,26 @@ Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const
   const Separable g = ops::check_separable<int64_t>("separable_conv", input, depthwise_weight, pointwise_weight, bias,
                                                     stride, padding, dilation);
   const DType dtype = dtype_of(input);
-  if (is_empty(g) || !takes_chunks(g, dtype)) {
+  const Ones ones(stride);
+  if (is_empty(g) || !has_depthwise_step(g, dtype)) {
     const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups);
-    const auto ones = repeated(1, stride.size());
-    return conv(hidden, pointwise_weight, bias, ones, repeated(0, padding.size()), ones, 1);
+    return conv(hidden, pointwise_weight, bias, ones.stride, ones.padding, ones.stride, 1);
   }
   const bool channels_last = ops::wants_channels_last(input, depthwise_weight, pointwise_weight);
-  const Tensor output = ops::empty_output(input, g.pointwise, channels_last);
-  const Pointwise pointwise(pointwise_weight, dtype, channels_last);
-  for_each_chunk(g, chunk_count(g, input.element_size()), [&](const Chunk& chunk) {
+  const bool direct = has_direct_step(g, dtype);
+  Tensor output = ops::empty_output(input, g.pointwise, channels_last);
+  const Tensor own_bias = bias && bias->defined() ? bias->contiguous() : Tensor();
+  if (direct && forward_by_strips(g, input, depthwise_weight, pointwise_weight, own_bias, channels_last, output))
+    return output;
+  const int64_t chunks = chunk_count(g, input.element_size(), direct ? kChunkBytes : kPytorchChunkBytes);
+  for_each_chunk(g, chunks, [&](const Chunk& chunk) {
     Tensor hidden = ops::empty_output(input, chunk.g.depthwise, channels_last);
     depthwise_forward(chunk.g.depthwise, chunk.of(input), depthwise_weight, {}, hidden);
-    pointwise.forward(chunk.g.pointwise, hidden, bias, chunk.of(output));
+    Tensor images = chunk.of(output);
+    if (direct) return direct_forward(chunk.g.pointwise, hidden, pointwise_weight, bias, images);
+    const Tensor computed = ops::aten_conv(hidden, pointwise_weight, bias, symbolic(ones.stride),
+                                           symbolic(ones.padding), symbolic(ones.stride), 1);
+    chunks == 1 ? move_into(output, computed) : void(images.copy_(computed));
   });
   return output;
 }
@@ -168,18 +188,18 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
                                            const Tensor& depthwise_weight, const Tensor& pointwise_weight,
                                            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                            SeparableMask mask) {
-  const Separable g = ops::check_separable_backward<int64_t>("separable_conv_backward", grad_output, input,
-                                                             depthwise_weight, pointwise_weight, stride, padding,
-                                                             dilation);
+  const Separable g = ops::check_separable_backward<int64_t>(
+      "separable_conv_backward", grad_output, input, depthwise_weight, pointwise_weight, stride, padding, dilation);
   const DType dtype = dtype_of(input);
-  if (is_empty(g) || !takes_chunks(g, dtype)) {
-    const auto ones = repeated(1, stride.size());
+  const Ones ones(stride);
+  const bool wants_hidden = mask[0] || mask[1];  // its gradient
+  if (is_empty(g) || !has_depthwise_step(g, dtype)) {
     const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups);
     const auto [grad_hidden, grad_pointwise, grad_bias] =
-        conv_backward(grad_output, hidden, pointwise_weight, ones, repeated(0, padding.size()), ones, 1,
-                      {mask[0] || mask[1], mask[2], mask[3]});
+        conv_backward(grad_output, hidden, pointwise_weight, ones.stride, ones.padding, ones.stride, 1,
+                      {wants_hidden, mask[2], mask[3]});
     ops::Gradients first;
-    if (mask[0] || mask[1])
+    if (wants_hidden)
       first = conv_backward(grad_hidden, input, depthwise_weight, stride, padding, dilation, g.depthwise.groups,
                             {mask[0], mask[1], false});
     return {std::get<0>(first), std::get<1>(first), grad_pointwise, grad_bias};
@@ -193,33 +213,35 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
     gradients[3] = at::empty({g.pointwise.out_channels}, input.options());
     grad_bias(g.pointwise, grad_output, gradients[3]);
   }
+  if (!wants_hidden && !mask[2]) return {gradients[0], gradients[1], gradients[2], gradients[3]};
+
   const bool channels_last = ops::wants_channels_last(input, depthwise_weight, pointwise_weight);
-  const int64_t chunks = chunk_count(g, input.element_size());
-  const Pointwise pointwise(pointwise_weight, dtype, channels_last);
+  const bool direct = has_direct_step(g, dtype);
+  const int64_t chunks = chunk_count(g, input.element_size(), direct ? kChunkBytes : kPytorchChunkBytes);
   GradWeight grad_depthwise(gradients[1], chunks), grad_pointwise(gradients[2], chunks);
-  if (mask[0] || mask[1] || mask[2])
-    for_each_chunk(g, chunks, [&](const Chunk& chunk) {
-      const Tensor images = chunk.of(input), grad_images = chunk.of(grad_output);
-      Tensor hidden = ops::empty_output(input, chunk.g.depthwise, channels_last);
-      if (mask[2]) {
-        depthwise_forward(chunk.g.depthwise, images, depthwise_weight, {}, hidden);
-        if (pointwise.is_ours(chunk.g.pointwise, Pass::kGradWeight))
-          grad_pointwise.add(
-              [&](Tensor& sum) { direct_grad_weight(chunk.g.pointwise, grad_images, hidden, sum); });
-        else
-          pointwise.add_grad_weight(grad_images, hidden, chunk.first == 0, gradients[2]);
-      }
-      if (!mask[0] && !mask[1]) return;
-      Tensor& grad_hidden = hidden;  // which is not needed any more
-      pointwise.grad_input(chunk.g.pointwise, grad_images, grad_hidden);
-      if (mask[0]) {
-        Tensor grad_input = chunk.of(gradients[0]);
-        depthwise_grad_input(chunk.g.depthwise, grad_hidden, depthwise_weight, grad_input);
-      }
-      if (mask[1])
-        grad_depthwise.add(
-            [&](Tensor& sum) { depthwise_grad_weight(chunk.g.depthwise, grad_hidden, images, sum); });
-    });
+  for_each_chunk(g, chunks, [&](const Chunk& chunk) {
+    const Tensor images = chunk.of(input), grad_images = chunk.of(grad_output);
+    Tensor hidden = ops::empty_output(input, chunk.g.depthwise, channels_last), grad_hidden = hidden;
+    if (mask[2]) depthwise_forward(chunk.g.depthwise, images, depthwise_weight, {}, hidden);
+    if (direct) {
+      if (mask[2])
+        grad_pointwise.add([&](Tensor& sum) { direct_grad_weight(chunk.g.pointwise, grad_images, hidden, sum); });
+      if (wants_hidden)  // in the place of what is not needed any more
+        direct_grad_input(chunk.g.pointwise, grad_images, pointwise_weight, grad_hidden);
+    } else {
+      const auto [to_hidden, to_weight, _] =
+          ops::aten_conv_backward(grad_images, hidden, pointwise_weight, symbolic(ones.stride), symbolic(ones.padding),
+                                  symbolic(ones.stride), 1, {wants_hidden, mask[2], false});
+      if (mask[2]) grad_pointwise.add([&, &computed = to_weight](Tensor& sum) { sum.copy_(computed); });
+      grad_hidden = to_hidden;
+    }
+    if (mask[0]) {
+      Tensor grad_input = chunk.of(gradients[0]);
+      depthwise_grad_input(chunk.g.depthwise, grad_hidden, depthwise_weight, grad_input);
+    }
+    if (mask[1])
+      grad_depthwise.add([&](Tensor& sum) { depthwise_grad_weight(chunk.g.depthwise, grad_hidden, images, sum); });
+  });
   grad_depthwise.finish();
   grad_pointwise.finish();
   return {gradients[0], gradients[1], gradients[2], gradients[3]};
@@ -234,10 +256,11 @@ std::string which_separable_kernel(std::string_view op, const Tensor& input, con
                                                     stride, padding, dilation);
   const Pass pass = pass_of(name, output);
   const DType dtype = dtype_of(input);
-  const std::string first = kernel_name(select_kernel(g.depthwise, dtype, isa(), pass), padding);
-  const Kernel second = select_kernel(g.pointwise, dtype, isa(), pass);
-  if (second == Kernel::kAten && takes_chunks(g, dtype)) return first + " + aten::mm";
-  return first + " + " + kernel_name(second, {});
+  if (pass == Pass::kForward && !is_empty(g) && has_depthwise_step(g, dtype) && has_direct_step(g, dtype) &&
+      goes_by_strips(g, input, ops::wants_channels_last(input, depthwise_weight, pointwise_weight)))
+    return isa() == Isa::kScalar ? "separable/scalar" : "separable/avx2";
+  return kernel_name(select_kernel(g.depthwise, dtype, isa(), pass), padding) + " + " +
+         kernel_name(select_kernel(g.pointwise, dtype, isa(), pass), {});
 }
 
 TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {

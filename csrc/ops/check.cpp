@@ -104,12 +104,13 @@ ConvGeometry<Int> check_conv_backward(const char* op, const at::Tensor& grad_out
 
 void check_depthwise_weight(const char* op, const char* name, const at::Tensor& input, const at::Tensor& weight) {
   static const char* const kernels[] = {"k", "kh, kw", "kd, kh, kw"};
-  const int64_t dims = input.dim() - 2;
   const c10::SymInt channels = input.sym_size(1);
   const auto sizes = weight.sym_sizes();
-  TORCH_CHECK(weight.dim() == input.dim() && sizes[1] == 1 && channels > 0 && sizes[0] > 0 && sizes[0] % channels == 0,
-              op, ": expected ", name, " of shape [C*M, 1, ", kernels[dims - 1], "] with C = ", channels, ", but got ",
-              sizes);
+  if (weight.dim() == input.dim() && sizes[1] == 1 && channels > 0 && sizes[0] > 0 && sizes[0] % channels == 0) return;
+  const bool may_be_tensorflows = weight.dim() == 4 && input.dim() == 4 && sizes[2] == channels;
+  TORCH_CHECK(false, op, ": expected ", name, " of shape [C*M, 1, ", kernels[input.dim() - 3], "] with C = ", channels,
+              ", but got ", sizes,
+              may_be_tensorflows ? " (TensorFlow's order, [kh, kw, C, M], goes to the functions of torch_ext.tf)" : "");
 }
 
 template <class Int>
@@ -125,10 +126,12 @@ SeparableGeometry<Int> check_separable(const char* op, const at::Tensor& input, 
   check_depthwise_weight(op, "depthwise_weight", input, depthwise_weight);
   const auto outputs = sizes<Int>(pointwise_weight);
   const Int hidden = sizes<Int>(depthwise_weight)[0];
-  TORCH_CHECK(pointwise_weight.dim() == rank && outputs[1] == hidden &&
-                  std::all_of(outputs.begin() + 2, outputs.end(), [](const Int& size) { return size == 1; }),
-              op, ": expected pointwise_weight of shape [O, C*M, 1, ...] with C*M = ", hidden, ", but got ",
-              pointwise_weight.sym_sizes());
+  const bool right = pointwise_weight.dim() == rank && outputs[1] == hidden &&
+                     std::all_of(outputs.begin() + 2, outputs.end(), [](const Int& size) { return size == 1; });
+  const bool may_be_tensorflows = rank == 4 && outputs.size() == 4 && outputs[0] == 1 && outputs[2] == hidden;
+  TORCH_CHECK(right, op, ": expected pointwise_weight of shape [O, C*M, 1, ...] with C*M = ", hidden, ", but got ",
+              pointwise_weight.sym_sizes(),
+              may_be_tensorflows ? " (TensorFlow's order, [1, 1, C*M, O], goes to torch_ext.tf.separable_conv2d)" : "");
 
   SeparableGeometry<Int> g;
   g.depthwise =

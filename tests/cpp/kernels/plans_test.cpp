@@ -112,7 +112,12 @@ TEST(DepthwisePlans, Orders) {
   expect_orders(square(3, 28, 3, 1), float{}, {28 * 28, 1}, Order::kColumnsInPlace, Order::kColumnsInPlace);
   expect_orders(square(3, 512, 3, 1), BFloat16{}, {512 * 512, 1}, Order::kPackedColumns, Order::kPackedColumns);
   // Pixels 2048 bytes apart share a few sets of the L1 cache.
-  expect_orders(square(512, 56, 3, 1), float{}, {1, 512}, Order::kChannelsInPlace, Order::kPackedChannels);
+  expect_orders(square(512, 56, 3, 1), float{}, {1, 512}, Order::kPackedChannels, Order::kPackedChannels);
+  expect_orders(square(512, 56, 3, 1), BFloat16{}, {1, 512}, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  expect_orders(square(256, 56, 3, 1), float{}, {1, 256}, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  expect_orders(square(256, 56, 5, 1), float{}, {1, 256}, Order::kPackedChannels, Order::kPackedChannels);
+  expect_orders(square(144, 56, 5, 1), float{}, channels_last, Order::kChannelsInPlace, Order::kChannelsInPlace);
+  expect_orders(square(144, 56, 7, 1), float{}, channels_last, Order::kPackedChannels, Order::kChannelsInPlace);
 }
 
 TEST(DirectPlans, ScratchIsBounded) {
