@@ -52,8 +52,7 @@ void depthwise_grad_weight(const Geometry& g, const at::Tensor& grad_output, con
     });
     if (is_wide<T>(grad_weight))
       table().of<Acc<T>>().depthwise.add_grad_weight(plan, data<T>(sums), view<Acc<T>>(grad_weight));
-    else
-      kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
+    else kernels.add_grad_weight(plan, data<T>(sums), view<T>(grad_weight));
   });
 }
 

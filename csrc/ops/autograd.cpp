@@ -10,8 +10,8 @@
 // Derivatives of conv, separable_conv and their backward ops, of any order: each is written with the two ops again.
 //
 // An op y = f(t) + b is linear in each of its factors t: input and weight, or input and both weights. With a gradient g
-// of y, its backward op gives the gradients of all factors, B(g, t), and sum g. These are linear in g and in each factor
-// too, so that a tangent or a second derivative is the same two ops with one factor replaced.
+// of y, its backward op gives the gradients of all factors, B(g, t), and sum g. These are linear in g and in each
+// factor too, so that a tangent or a second derivative is the same two ops with one factor replaced.
 namespace torch_ext::ops {
 namespace {
 
@@ -39,9 +39,7 @@ struct Numbers {
   c10::SymInt groups;  // of conv
 };
 
-std::optional<Tensor> optional(const Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
+std::optional<Tensor> optional(const Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; }
 
 // The ops that are differentiated: their factors, forward and backward.
 struct Conv {
@@ -202,9 +200,8 @@ Tensor sum_of_forwards(const typename Op::Factors& t, const typename Op::Factors
 
 // Adds B over the replacements of one factor each, but for the gradient of that factor itself.
 template <class Op>
-void add_backwards(const Tensor& grad_output, const typename Op::Factors& t,
-                   const typename Op::Factors& replacements, const Numbers& numbers, const std::vector<bool>& wanted,
-                   Tensor* result) {
+void add_backwards(const Tensor& grad_output, const typename Op::Factors& t, const typename Op::Factors& replacements,
+                   const Numbers& numbers, const std::vector<bool>& wanted, Tensor* result) {
   for (int i = 0; i < Op::kFactors; ++i) {
     typename Op::Mask mask{};
     bool any = false;
@@ -243,7 +240,8 @@ struct BackwardDerivative {
       result[0] = sum_of_forwards<Op>(t, to_factors, to_bias, numbers);
       if (!result[0].defined() && to_bias.defined()) result[0] = expand_bias(to_bias, grad_output);
     }
-    add_backwards<Op>(grad_output, t, to_factors, numbers, std::vector<bool>(wanted.begin() + 1, wanted.end()), &result[1]);
+    add_backwards<Op>(grad_output, t, to_factors, numbers, std::vector<bool>(wanted.begin() + 1, wanted.end()),
+                      &result[1]);
     return result;
   }
 };
@@ -312,8 +310,8 @@ auto backward_autograd(const Tensor& grad_output, const typename Op::Factors& t,
     const auto primals = each<Op>(t, primal);
     variable_list tangents(gradients.size());
     if (dg.defined()) tangents = Op::backward(dg, primals, numbers, mask);
-    add_backwards<Op>(primal(grad_output), primals, each<Op>(t, tangent), numbers, std::vector<bool>(mask.begin(), mask.end()),
-                      tangents.data());
+    add_backwards<Op>(primal(grad_output), primals, each<Op>(t, tangent), numbers,
+                      std::vector<bool>(mask.begin(), mask.end()), tangents.data());
     for (size_t i = 0; i < tangents.size(); ++i)
       if (tangents[i].defined()) gradients[i]._set_fw_grad(tangents[i], 0, false);
   }

@@ -134,8 +134,7 @@ SeparableGeometry<Int> check_separable(const char* op, const at::Tensor& input, 
               may_be_tensorflows ? " (TensorFlow's order, [1, 1, C*M, O], goes to torch_ext.tf.separable_conv2d)" : "");
 
   SeparableGeometry<Int> g;
-  g.depthwise =
-      check_conv<Int>(op, input, depthwise_weight, {}, stride, padding, dilation, sizes<Int>(input)[1]);
+  g.depthwise = check_conv<Int>(op, input, depthwise_weight, {}, stride, padding, dilation, sizes<Int>(input)[1]);
   std::vector<Int> between{g.depthwise.batch, hidden};
   for (int axis = 3 - g.depthwise.dims; axis < 3; ++axis) between.push_back(g.depthwise.out[axis]);
   const std::vector<Int> ones(rank - 2, Int(1)), zeros(2 * (rank - 2), Int(0));
@@ -152,25 +151,24 @@ SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor
                                                 c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
                                                 c10::ArrayRef<Int> dilation) {
   check_tensor(op, "grad_output", grad_output);
-  const auto g =
-      check_separable<Int>(op, input, depthwise_weight, pointwise_weight, {}, stride, padding, dilation);
+  const auto g = check_separable<Int>(op, input, depthwise_weight, pointwise_weight, {}, stride, padding, dilation);
   check_grad_output(op, grad_output, input, g.pointwise);
   return g;
 }
 
-#define TORCH_EXT_INSTANTIATE(Int)                                                                                   \
-  template ConvGeometry<Int> check_conv(const char*, const at::Tensor&, const at::Tensor&,                           \
-                                        const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,    \
-                                        c10::ArrayRef<Int>, const Int&);                                             \
-  template ConvGeometry<Int> check_conv_backward(const char*, const at::Tensor&, const at::Tensor&,                  \
-                                                 const at::Tensor&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,          \
-                                                 c10::ArrayRef<Int>, const Int&);                                    \
-  template SeparableGeometry<Int> check_separable(const char*, const at::Tensor&, const at::Tensor&,                 \
-                                                  const at::Tensor&, const std::optional<at::Tensor>&,               \
-                                                  c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);       \
-  template SeparableGeometry<Int> check_separable_backward(                                                          \
-      const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::ArrayRef<Int>,   \
-      c10::ArrayRef<Int>, c10::ArrayRef<Int>);                                                                       \
+#define TORCH_EXT_INSTANTIATE(Int)                                                                                     \
+  template ConvGeometry<Int> check_conv(const char*, const at::Tensor&, const at::Tensor&,                             \
+                                        const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,      \
+                                        c10::ArrayRef<Int>, const Int&);                                               \
+  template ConvGeometry<Int> check_conv_backward(const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&, \
+                                                 c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>,           \
+                                                 const Int&);                                                          \
+  template SeparableGeometry<Int> check_separable(const char*, const at::Tensor&, const at::Tensor&,                   \
+                                                  const at::Tensor&, const std::optional<at::Tensor>&,                 \
+                                                  c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);         \
+  template SeparableGeometry<Int> check_separable_backward(const char*, const at::Tensor&, const at::Tensor&,          \
+                                                           const at::Tensor&, const at::Tensor&, c10::ArrayRef<Int>,   \
+                                                           c10::ArrayRef<Int>, c10::ArrayRef<Int>);                    \
   template at::Tensor empty_output(const at::Tensor&, const ConvGeometry<Int>&, bool)
 
 bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight) {

@@ -92,8 +92,8 @@ at::Tensor separable_conv(int dims, const at::Tensor& input, const at::Tensor& d
   const auto pointwise = autocast(pointwise_weight);
   check_separable<c10::SymInt>(call.op.c_str(), call.input, call.weight, pointwise, call.bias, call.stride,
                                call.padding, call.dilation);
-  return call.restore(ops::separable_conv(call.input, call.weight, pointwise, call.bias, call.stride, call.padding,
-                                          call.dilation));
+  return call.restore(
+      ops::separable_conv(call.input, call.weight, pointwise, call.bias, call.stride, call.padding, call.dilation));
 }
 
 // The transpose of a convolution is its gradient with respect to the input, here of the convolution with C*M input

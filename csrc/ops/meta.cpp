@@ -30,8 +30,8 @@ Gradients conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& in
 at::Tensor separable_conv_meta(const at::Tensor& input, const at::Tensor& depthwise_weight,
                                const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
-  const auto g = check_separable("separable_conv", input, depthwise_weight, pointwise_weight, bias, stride, padding,
-                                 dilation);
+  const auto g =
+      check_separable("separable_conv", input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation);
   return empty_output(input, g.pointwise, wants_channels_last(input, depthwise_weight, pointwise_weight));
 }
 
