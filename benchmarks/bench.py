@@ -49,12 +49,14 @@ def batches(layer: Layer, wanted: list[int]) -> list[int]:
 def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: int, seconds: float, plain) -> dict:
     """One row of the results."""
     layer, batch = problem.layer, problem.tensors[0].size(0)
-    sides = [*calls[pass_name]] + ([plain[pass_name][1]] if dtype != "float32" else [])
-    torch_s, ours_s, *float32_s = machine.least(sides, seconds)
+    sides = [*calls[pass_name][:2]]
+    sides += [plain[pass_name][1]] if dtype != "float32" else []
+    sides += calls[pass_name][2:]
+    torch_s, ours_s, *others_s = machine.least(sides, seconds)
     if sides[0] is sides[1]:
         torch_s = ours_s = min(torch_s, ours_s)
     size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
-    flops = layer.flops(batch)
+    flops = layer.flops(batch) * (3 if pass_name == "training" else 1)
     least_s = max(flops / machine.peak(dtype, threads), size / machine.bandwidth(size, threads))
     row = {
         "op": layer.op,
@@ -73,8 +75,10 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "roofline": least_s / ours_s,
         "kernel": problem.kernel(dtype, pass_name),
     }
-    if float32_s:
-        row["of_float32"] = float32_s[0] / ours_s
+    if dtype != "float32":
+        row["of_float32"] = others_s.pop(0) / ours_s
+    if others_s:
+        row["of_two_ops"] = others_s[0] / ours_s
     least_of = floors(layer, batch, layout, dtype, pass_name)
     row["misses"] = {name: f"{row[name]:.2f} < {floor:.2f}" for name, floor in least_of.items() if row[name] < floor}
     if row["ratio"] < guard(torch_s):
@@ -84,7 +88,7 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
 
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     import torch
-    from problems import Problem, check
+    from problems import check, make_problem
 
     torch.set_num_threads(max(options.threads))
     for layer in read_layers():
@@ -93,7 +97,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         if options.filter not in layer.name and options.filter not in family(layer):
             continue
         for batch in batches(layer, options.batch):
-            problem = Problem(layer, batch)
+            problem = make_problem(layer, batch)
             expected = problem.expected()
             for dtype in options.dtype:
                 for layout in options.layout:
@@ -102,7 +106,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
                     calls, plain = problem.calls(dtype, layout), problem.calls("float32", layout)
                     for threads in options.threads:
                         torch.set_num_threads(threads)
-                        for name in options.passes:
+                        for name in [name for name in calls if name in options.passes]:
                             arguments = problem, calls, dtype, layout, name, threads, options.seconds, plain
                             row = measure(*arguments)
                             for _ in range(2 if options.floors else 0):  # a neighbour may have been at work

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import machine
-from layers import PASSES, Layer
+from layers import CONV_PASSES, Layer
 
 MAX_FLOPS, MAX_ELEMENTS = 2e9, 1 << 24
 
@@ -98,7 +98,7 @@ def main() -> None:
         for layout in ("contiguous", "channels_last"):
             check(problem, expected, options.dtype, layout)
             calls, plain = problem.calls(options.dtype, layout), problem.calls("float32", layout)
-            for name in PASSES:
+            for name in CONV_PASSES:
                 arguments = problem, calls, options.dtype, layout, name, options.threads, options.seconds, plain
                 row = measure(*arguments)
                 for _ in range(2):

@@ -5,13 +5,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-PASSES = ("forward", "grad_input", "grad_weight")
+CONV_PASSES = ("forward", "grad_input", "grad_weight")
+PASSES = (*CONV_PASSES, "training")  # a separable layer's: forward, and forward with backward
 
 
 @dataclass(frozen=True)
 class Layer:
     name: str
-    op: str  # of the benchmark: depthwise, transposed, group, dilated, pointwise or conv
+    op: str  # of the benchmark: depthwise, transposed, group, dilated, pointwise, conv or separable
     in_channels: int
     out_channels: int
     groups: int
@@ -40,14 +41,18 @@ class Layer:
         )
 
     def flops(self, batch: int) -> int:
-        """Of any pass; taps in the padding count."""
-        outputs = batch * self.out_channels * math.prod(self.out_spatial)
-        return 2 * outputs * self.taps * self.in_channels // self.groups
+        """Of any pass; taps in the padding count. Of a separable layer: forward."""
+        positions = batch * math.prod(self.out_spatial)
+        if self.op == "separable":
+            return 2 * positions * self.in_channels * (self.taps + self.out_channels)
+        return 2 * positions * self.out_channels * self.taps * self.in_channels // self.groups
 
     def elements(self, batch: int) -> int:
         """Of input, output and weight together."""
         inputs = batch * self.in_channels * math.prod(self.spatial)
         outputs = batch * self.out_channels * math.prod(self.out_spatial)
+        if self.op == "separable":
+            return inputs + outputs + self.in_channels * (self.taps + self.out_channels)
         return inputs + outputs + self.out_channels * self.in_channels // self.groups * self.taps
 
 
@@ -61,7 +66,7 @@ def read_layers() -> list[Layer]:
     lines = Path(__file__).with_name("layers.csv").read_text().splitlines()
     layers = []
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-        if row["op"] in ("separable", "deform"):
+        if row["op"] == "deform":
             continue
         spatial = tuple(int(size) for size in row["spatial"].split("x"))
         dims = len(spatial)
@@ -91,6 +96,8 @@ def _has_transposed(layer: Layer) -> bool:
 
 def family(layer: Layer) -> str:
     """The row of FLOORS that a layer belongs to."""
+    if layer.op == "separable":
+        return "separable, C <= 128" if layer.in_channels <= 128 else "separable, wide"
     if layer.op == "group":
         per_group = layer.in_channels // layer.groups
         return "group, 2-7" if per_group < 8 else "group, 8-15" if per_group < 16 else "PyTorch's"
@@ -147,8 +154,13 @@ def guard(torch_seconds: float) -> float:
 
 
 def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str) -> dict[str, float]:
-    """The least ratio, roofline share and share of our float32 speed; one that is not asked for is missing."""
+    """The least ratio, share of the roofline, of our float32 speed, of two ops' speed; what is not asked is missing."""
     name = family(layer)
+    if layer.op == "separable":
+        if dtype != "float32":
+            return {}
+        narrow, training = layer.in_channels <= 128, pass_name == "training"
+        return {"ratio": (1.15 if training else 1.25) if narrow else (1.0 if training else 1.05), "of_two_ops": 1.0}
     if dtype != "float32":
         if layer.op not in ("depthwise", "transposed"):
             return {"ratio": 2.0 if dtype != "float64" or layer.groups >= 32 else 0.95}
@@ -157,7 +169,7 @@ def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str) ->
     channels_last, contiguous, roofline = FLOORS[name]
     if layout == "contiguous":
         roofline = CONTIGUOUS_ROOFLINE.get(name, roofline)
-    ratio = (channels_last if layout == "channels_last" else contiguous)[PASSES.index(pass_name)]
+    ratio = (channels_last if layout == "channels_last" else contiguous)[CONV_PASSES.index(pass_name)]
     if pass_name == "forward" and layout == "channels_last":
         if name == "3x3" and (4 * layer.elements(batch) > 20e6 or layer.spatial[0] <= 7):
             ratio = 1.0

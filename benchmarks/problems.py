@@ -5,9 +5,10 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
-from layers import PASSES, Layer
+from layers import CONV_PASSES, Layer
 
-Calls = tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]  # PyTorch's, ours
+Result = torch.Tensor | tuple[torch.Tensor, ...]
+Calls = tuple[Callable[[], Result], ...]  # PyTorch's, ours; and of a separable layer ours as two ops
 
 
 def integers(*shape: int) -> torch.Tensor:
@@ -42,7 +43,7 @@ class Problem:
         layer, m = self.layer, self.layer.out_channels // self.layer.in_channels
         x, y, w = (tensor.double() for tensor in self.tensors)
         if layer.in_channels != layer.groups:
-            return dict(zip(PASSES, (theirs() for theirs, _ in self.calls("float64", "contiguous").values())))
+            return dict(zip(CONV_PASSES, (theirs() for theirs, _ in self.calls("float64", "contiguous").values())))
         pad = [side for pair in reversed(layer.padding) for side in pair]
         padded = F.pad(x, pad).repeat_interleave(m, 1)
         forward, grad_padded, grad_weight = torch.zeros_like(y), torch.zeros_like(padded), torch.zeros_like(w)
@@ -54,7 +55,7 @@ class Problem:
             next(grads)[1].addcmul_(y, factor)
             grad_weight[(slice(None), 0, *tap)] = (window * y).flatten(2).sum(2).sum(0)
         grad_padded = grad_padded.unflatten(1, (layer.in_channels, m)).sum(2)
-        return dict(zip(PASSES, (forward, F.pad(grad_padded, [-side for side in pad]), grad_weight)))
+        return dict(zip(CONV_PASSES, (forward, F.pad(grad_padded, [-side for side in pad]), grad_weight)))
 
     def expected(self) -> dict[str, torch.Tensor]:
         """float64 results of the layer's own passes."""
@@ -124,10 +125,68 @@ class Problem:
         layer = self.layer
         x, w = (torch.empty(self.tensors[i].shape, dtype=getattr(torch, dtype)) for i in (0, 2))
         if layer.op == "transposed" and pass_name != "grad_weight":
-            pass_name = PASSES[1 - PASSES.index(pass_name)]
+            pass_name = CONV_PASSES[1 - CONV_PASSES.index(pass_name)]
         flat = [side for pair in layer.padding for side in pair]
         arguments = list(layer.stride), flat, list(layer.dilation), layer.groups
         return torch.ops.torch_ext._which_kernel("conv", x, w, None, *arguments, pass_name)
+
+
+class SeparableProblem:
+    """A separable layer: forward, and a training step, forward with all gradients."""
+
+    def __init__(self, layer: Layer, batch: int) -> None:
+        self.layer, ones = layer, (1,) * len(layer.spatial)
+        self.tensors = [
+            integers(batch, layer.in_channels, *layer.spatial),
+            integers(layer.in_channels, 1, *layer.kernel),
+            integers(layer.out_channels, layer.in_channels, *ones),
+        ]
+        self.grad_output = integers(batch, layer.out_channels, *layer.out_spatial)
+
+    def expected(self) -> dict[str, Result]:
+        return {name: calls[0]() for name, calls in self.calls("float64", "contiguous").items()}
+
+    def calls(self, dtype: str, layout: str) -> dict[str, Calls]:
+        layer, n = self.layer, len(self.layer.spatial)
+        tensors = [_laid_out(tensor.to(getattr(torch, dtype)), layout) for tensor in self.tensors]
+        grad_output = _laid_out(self.grad_output.to(getattr(torch, dtype)), layout)
+        ours, theirs = torch.ops.torch_ext, getattr(F, f"conv{n}d")
+        stride, dilation = list(layer.stride), list(layer.dilation)
+        padding = [before for before, _ in layer.padding]  # the same after
+        depthwise, pointwise, separable = (
+            getattr(ours, f"{name}{n}d") for name in ("depthwise_conv", "group_conv", "separable_conv")
+        )
+
+        def pytorchs(x: torch.Tensor, d: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+            return theirs(theirs(x, d, None, stride, padding, dilation, layer.groups), p)
+
+        def two_ops(x: torch.Tensor, d: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+            return pointwise(depthwise(x, d, None, stride, padding, dilation), p)
+
+        def one_op(x: torch.Tensor, d: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+            return separable(x, d, p, None, stride, padding, dilation)
+
+        def step(function: Callable[..., torch.Tensor]) -> Callable[[], Result]:
+            leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+            return lambda: torch.autograd.grad(function(*leaves), leaves, grad_output)
+
+        functions = pytorchs, one_op, two_ops
+        result = {"forward": tuple(lambda f=f: f(*tensors) for f in functions)}
+        if dtype in ("float32", "float64"):  # in 16 bit what lies between the steps is rounded on the way back, too
+            result["training"] = tuple(step(f) for f in functions)
+        return result
+
+    def kernel(self, dtype: str, pass_name: str) -> str:
+        layer, n = self.layer, len(self.layer.spatial)
+        tensors = (torch.empty(tensor.shape, dtype=getattr(torch, dtype)) for tensor in self.tensors)
+        flat = [side for pair in layer.padding for side in pair]
+        numbers = list(layer.stride), flat, list(layer.dilation)
+        output = "forward" if pass_name == "forward" else "grad_weight"
+        return torch.ops.torch_ext._which_separable_kernel(f"separable_conv{n}d", *tensors, None, *numbers, output)
+
+
+def make_problem(layer: Layer, batch: int) -> Problem | SeparableProblem:
+    return (SeparableProblem if layer.op == "separable" else Problem)(layer, batch)
 
 
 def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -137,11 +196,13 @@ def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def check(problem: Problem, expected: dict[str, torch.Tensor], dtype: str, layout: str) -> None:
+def check(problem: Problem | SeparableProblem, expected: dict[str, Result], dtype: str, layout: str) -> None:
     """Our results are the float64 ones, rounded once."""
-    for name, (_, ours) in problem.calls(dtype, layout).items():
-        actual, rounded = ours(), expected[name].to(getattr(torch, dtype))
-        if not torch.equal(actual, rounded):
-            wrong = (actual != rounded).sum().item()
-            layer = problem.layer
-            raise SystemExit(f"{layer.op} {layer.name} {layout} {dtype}: {name}: {wrong} wrong numbers")
+    for name, (_, ours, *_) in problem.calls(dtype, layout).items():
+        results, wanted = (value if isinstance(value, tuple) else (value,) for value in (ours(), expected[name]))
+        for actual, exact in zip(results, wanted, strict=True):
+            rounded = exact.to(getattr(torch, dtype))
+            if not torch.equal(actual, rounded):
+                wrong = (actual != rounded).sum().item()
+                layer = problem.layer
+                raise SystemExit(f"{layer.op} {layer.name} {layout} {dtype}: {name}: {wrong} wrong numbers")

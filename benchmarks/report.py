@@ -55,6 +55,8 @@ class Table:
         table = rich.table.Table(title=f"{first['op']} {first['layer']} ({first['family']})", title_justify="left")
         for name in self.COLUMNS:
             table.add_column(name, justify="left" if name in ("layout", "dtype", "pass") else "right")
+        if "of_two_ops" in first:
+            table.add_column("two ops", justify="right")
         if self.earlier:
             table.add_column("was", justify="right")
         table.add_column("kernel")
@@ -63,6 +65,8 @@ class Table:
             cells = [str(row[name]) for name in ("batch", "layout", "dtype", "threads", "pass")]
             cells += [f"{row[name]:.3f}" for name in ("torch_ms", "ours_ms")]
             cells += [f"{row['ratio']:.2f}", f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}", f"{row['roofline']:.2f}"]
+            if "of_two_ops" in row:
+                cells.append(f"{row['of_two_ops']:.2f}")
             if self.earlier:
                 old = self.earlier.get(tuple(row[key] for key in KEY))
                 cells.append(f"{old['ours_ms'] / row['ours_ms']:.2f}x" if old else "")
@@ -83,15 +87,16 @@ def print_summary(results: list[dict]) -> int:
         groups[row["op"], row["family"], row["layout"], row["dtype"]].append(row)
     CONSOLE.print("PyTorch / ours: geometric mean (least); share of the roofline", style="italic")
     table = rich.table.Table(box=rich.box.MARKDOWN)
-    for name in ("op", "family", "layout", "dtype", *PASSES, "roofline", "short", "below guard"):
+    for name in ("op", "family", "layout", "dtype", *PASSES, "of two ops", "roofline", "short", "below guard"):
         table.add_column(name)
     for key, rows in groups.items():
         cells = []
         for name in PASSES:
             ratios = [row["ratio"] for row in rows if row["pass"] == name]
             cells.append(f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else "")
-        shares = [row["roofline"] for row in rows]
-        cells.append(f"{geometric_mean(shares):.2f} ({min(shares):.2f})")
+        for share in ("of_two_ops", "roofline"):
+            shares = [row[share] for row in rows if share in row]
+            cells.append(f"{geometric_mean(shares):.2f} ({min(shares):.2f})" if shares else "")
         cells += [
             f"{sum(bool(row['misses']) for row in rows)}/{len(rows)}",
             str(sum("guard" in r["misses"] for r in rows)),
@@ -124,10 +129,11 @@ def _plot(path: Path, title: str, rows: list[dict]) -> None:
     import matplotlib.pyplot as plt
 
     labels = sorted({f"{row['layer']}, {row['dtype']}" for row in rows})
-    figure, axes = plt.subplots(
-        1, len(PASSES), sharey=True, figsize=(13, 1.5 + 0.4 * len(labels)), layout="constrained"
-    )
-    for axis, name in zip(axes, PASSES):
+    passes = [name for name in PASSES if any(row["pass"] == name for row in rows)]
+    size = 13, 1.5 + 0.4 * len(labels)
+    figure, grid = plt.subplots(1, len(passes), sharey=True, squeeze=False, figsize=size, layout="constrained")
+    axes = grid[0]
+    for axis, name in zip(axes, passes):
         for layout, marker in (("contiguous", "s"), ("channels_last", "o")):
             chosen = [row for row in rows if row["pass"] == name and row["layout"] == layout]
             y = [labels.index(f"{row['layer']}, {row['dtype']}") for row in chosen]

@@ -87,10 +87,28 @@ def test_models() -> None:
 
 @pytest.mark.parametrize("layer", layers.read_layers(), ids=lambda layer: f"{layer.op}-{layer.name}")
 def test_layers_have_floors(layer: layers.Layer) -> None:
-    for name in layers.PASSES:
+    separable = layer.op == "separable"
+    for name in ("forward", "training") if separable else layers.CONV_PASSES:
         for layout in ("contiguous", "channels_last"):
-            assert set(layers.floors(layer, 1, layout, "float32", name)) == {"ratio", "roofline"}
-            assert "ratio" in layers.floors(layer, 8, layout, "bfloat16", name)
+            expected = {"ratio", "of_two_ops"} if separable else {"ratio", "roofline"}
+            assert set(layers.floors(layer, 1, layout, "float32", name)) == expected
+            assert separable or "ratio" in layers.floors(layer, 8, layout, "bfloat16", name)
+
+
+def test_separable_problem() -> None:
+    """Ours, PyTorch's and the two ops give the same; a training step gives all gradients."""
+    layer = next(layer for layer in layers.read_layers() if layer.name == "sep_mobilenetv1_64")
+    tiny = {"in_channels": 6, "groups": 6, "out_channels": 5, "spatial": (7, 8)}
+    problem = problems.make_problem(layers.Layer(**{**vars(layer), **tiny}), 2)
+    for dtype, names in (("float32", ["forward", "training"]), ("bfloat16", ["forward"])):
+        for layout in ("contiguous", "channels_last"):
+            problems.check(problem, problem.expected(), dtype, layout)
+            calls = problem.calls(dtype, layout)
+            assert list(calls) == names
+            assert all(problem.kernel(dtype, name) for name in names)
+            for _, ours, two_ops in calls.values():
+                results = [result if isinstance(result, tuple) else (result,) for result in (ours(), two_ops())]
+                assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def small(name: str, op: str, **changes: object) -> problems.Problem:

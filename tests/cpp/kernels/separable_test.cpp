@@ -1,0 +1,109 @@
+#include "cpu/kernels/separable.h"
+
+#include "kernel_case.h"
+
+namespace torch_ext::test {
+namespace {
+
+using Separable = KernelTest;
+INSTANTIATE_FOR_EVERY_ISA(Separable);
+
+// To nearest, ties to even.
+template <class T>
+T rounded(double x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto bits = std::bit_cast<uint32_t>(static_cast<float>(x));
+    return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
+  } else {
+    return from_double<T>(x);
+  }
+}
+
+// By strips against both steps in float64, the first rounded to T. False where there are no strips.
+template <class T>
+bool check_strips(const cpu::KernelTable& table, const Case& c, int64_t outputs, bool channels_last) {
+  using A = Acc<T>;
+  SCOPED_TRACE(detail::text(c.text(), ", outputs ", outputs, ", channels_last ", channels_last));
+  const auto& kernels = table.of<T>();
+  const Geometry g = c.geometry();
+  const Layout layout = channels_last ? Layout::kChannelsLast : Layout::kContiguous;
+  const Sizes between{g.batch, g.out_channels, g.out[0], g.out[1], g.out[2]};
+  Tensor<T> input({g.batch, g.in_channels, g.in[0], g.in[1], g.in[2]}, c.input_layout), hidden(between, layout);
+  Tensor<T> weight({g.out_channels, 1, g.kernel[0], g.kernel[1], g.kernel[2]}, Layout::kContiguous);
+  Tensor<T> pointwise({outputs, g.out_channels, 1, 1, 1}, Layout::kContiguous), bias({1, outputs, 1, 1, 1}, layout);
+  Tensor<T> output({g.batch, outputs, g.out[0], g.out[1], g.out[2]}, layout);
+  std::mt19937 random(static_cast<uint32_t>(g.in[2] * 31 + g.kernel[2] * 7 + g.in_channels));
+  for (Tensor<T>* t : {&input, &weight, &pointwise, &bias}) t->fill(&random, Fill::kIntegers);
+
+  Case second{g.batch,   g.out_channels,     outputs,  1, {g.out[0], g.out[1], g.out[2]}, {1, 1, 1},
+              {1, 1, 1}, {0, 0, 0, 0, 0, 0}, {1, 1, 1}};
+  const Geometry p = second.geometry();
+  const auto plan = cpu::plan_separable<T>(g, p, cpu::layout(input.view()), channels_last);
+  if (!plan) return false;
+
+  const Tensor<double> first = reference(g, input, weight, static_cast<const T*>(nullptr), hidden).output;
+  hidden.for_each([&](auto... i) { hidden.at(i...) = rounded<T>(first.at(i...)); });
+  const Tensor<double> expected = reference(p, hidden, pointwise, bias.data.get(), output).output;
+
+  View<T> to = output.mutable_view();
+  to.spatial = {{0, 0, channels_last ? outputs : 1}};
+  to.c = channels_last ? 1 : plan->positions();
+  const View<const T> between_view = hidden.view();
+  const auto pixels =
+      cpu::plan_pixels<T>(p, false, {channels_last ? 1 : plan->positions(), between_view.spatial[2]}, cpu::layout(to));
+  Buffer<A> depthwise(plan->depthwise.weight_size()), panels(pixels ? pixels->weight_size() : 1);
+  kernels.depthwise.pack_weight(plan->depthwise, weight.view(), depthwise.data);
+  if (pixels)
+    kernels.direct.pack_panels(*pixels, pointwise.view(), bias.data.get(), panels.data, {0, pixels->panels()});
+  Tensor<A> wide({outputs, g.out_channels, 1, 1, 1}, Layout::kContiguous);
+  wide.for_each([&](auto... i) { wide.at(i...) = static_cast<A>(to_double(pointwise.at(i...))); });
+  const cpu::SeparableWeights<T> weights{depthwise.data, panels.data, *cpu::with_even_taps(p, wide.view()),
+                                         bias.data.get()};
+  for (int64_t strip = plan->strips() - 1; strip >= 0; --strip) {
+    cpu::SeparableStrips<T> strips(*plan, kernels, input.view(), weights, to);
+    std::unique_ptr<Buffer<A>> scratch;
+    strips.strip(strip, [&](int64_t numbers) {
+      EXPECT_LE(numbers * static_cast<int64_t>(sizeof(A)), 1 << 20);
+      scratch = std::make_unique<Buffer<A>>(numbers);
+      return scratch->data;
+    });
+  }
+  expect_close(output, expected, sizeof(T) >= 4, "output");
+  return true;
+}
+
+TEST_P(Separable, Strips) {
+  int checked = 0;
+  const auto check_types = [&](const Case& c, int64_t outputs) {
+    for (const bool channels_last : {false, true}) {
+      checked += check_strips<float>(table(), c, outputs, channels_last);
+      checked += check_strips<double>(table(), c, outputs, channels_last);
+      checked += check_strips<BFloat16>(table(), c, outputs, channels_last);
+      checked += check_strips<Half>(table(), c, outputs, channels_last);
+    }
+  };
+  for (const int64_t channels : {1, 3, 7, 8, 9, 13, 17, 58})
+    for (const int64_t size : {1, 2, 5, 8, 9})
+      for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced}) {
+        Case c = square(channels, size, 3, 1);
+        c.groups = c.in_channels, c.input_layout = layout;
+        c.out_channels = channels * (1 + size % 2);
+        check_types(c, 1 + channels % 11);
+      }
+  // Many strips: of rows of a slice, of slices, and of parts of a row; kernels wider than the image, strides over them.
+  for (const int64_t stride : {1, 2, 5})
+    for (const int64_t kernel : {1, 2, 5, 7}) {
+      const int64_t pad = kernel / 2;
+      Case c{2, 12, 12, 12, {61, 60}, {kernel, kernel}, {stride, stride}, {pad, pad, pad, pad}, {1, 2}};
+      check_types(c, 10);
+      c.input_layout = Layout::kChannelsLast;
+      check_types(c, 9);
+      check_types({1, 4, 8, 4, {9, 13, 20}, {3, kernel, 3}, {1, stride, 1}, {1, 1, pad, pad, 0, 1}, {1, 1, 1}}, 5);
+      check_types({1, 16, 16, 16, {5000}, {kernel}, {stride}, {pad, pad}, {1}, Layout::kChannelsLast}, 8);
+      check_types({1, 16, 16, 16, {1, 3000}, {1, kernel}, {1, stride}, {0, 0, pad, 0}, {1, 1}}, 8);
+    }
+  EXPECT_GT(checked, 500);
+}
+
+}  // namespace
+}  // namespace torch_ext::test
