@@ -8,6 +8,17 @@ _loader.load()
 from torch_ext import functional, nn, tf  # noqa: E402  (they call the ops)
 from torch_ext.convert import convert, revert  # noqa: E402
 from torch_ext.functional import *  # noqa: E402, F403
+from torch_ext.keras import from_keras  # noqa: E402
 from torch_ext.kernels import which_kernel  # noqa: E402
 
-__all__ = ["__version__", "convert", "functional", "nn", "revert", "tf", "which_kernel", *functional.__all__]
+__all__ = [
+    "__version__",
+    "convert",
+    "from_keras",
+    "functional",
+    "nn",
+    "revert",
+    "tf",
+    "which_kernel",
+    *functional.__all__,
+]
