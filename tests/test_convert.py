@@ -216,3 +216,111 @@ def test_converted_layer_is_scripted_saved_and_loaded(n: int, mode: str, tmp_pat
         assert type(layer) is getattr(torch_ext.nn, f"Conv{n}d")
         torch.jit.script(layer).save(tmp_path / "layer.pt")
         assert torch.equal(torch.jit.load(tmp_path / "layer.pt")(input), layer(input))
+
+
+def pairs(n: int = 2) -> nn.Sequential:
+    """Two pairs, and what is none: channels mixed, a bias, a stride, something between."""
+    torch.manual_seed(0)
+    conv = getattr(nn, f"Conv{n}d")
+    return nn.Sequential(
+        conv(16, 16, 3, padding=1, groups=16, bias=False),
+        conv(16, 32, 1),
+        conv(32, 64, 3, stride=2, groups=32, bias=False, padding_mode="reflect", padding=1),
+        conv(64, 16, 1, bias=False),
+        conv(16, 16, 3, groups=16),
+        conv(16, 16, 1),
+        conv(16, 16, 1, groups=16, bias=False),
+        conv(16, 16, 1, stride=2),
+        conv(16, 16, 1, groups=16, bias=False),
+        nn.ReLU(),
+        conv(16, 16, 1),
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_pairs_become_separable_layers(n: int) -> None:
+    model = pairs(n)
+    input = torch.randn(2, 16, *(24,) * n)
+    expected, state = model(input), {key: value.clone() for key, value in model.state_dict().items()}
+    parameters = {id(parameter) for parameter in model.parameters()}
+    converted = torch_ext.convert(copy.deepcopy(model))
+    separable = getattr(torch_ext.nn, f"SeparableConv{n}d")
+    assert [i for i, layer in enumerate(converted) if type(layer) is separable] == [0, 2]
+    assert [i for i, layer in enumerate(converted) if type(layer) is nn.Identity] == [1, 3]
+    for each in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        torch.testing.assert_close(each(input), expected, rtol=1e-5, atol=1e-5)
+        assert list(each.state_dict()) == list(state)
+        with torch.no_grad():
+            for parameter in each.parameters():
+                parameter.zero_()
+        each.load_state_dict(state)
+        torch.testing.assert_close(each(input), expected, rtol=1e-5, atol=1e-5)
+    # In a larger model, too; and back.
+    larger = nn.Sequential(nn.Identity(), converted)
+    assert list(larger.state_dict()) == [f"1.{key}" for key in state]
+    larger.load_state_dict({f"1.{key}": value for key, value in state.items()})
+    torch_ext.revert(converted)
+    assert kinds(converted) == kinds(model)
+    assert [layer.__dict__.keys() for layer in converted] == [layer.__dict__.keys() for layer in model]
+    assert not converted._state_dict_hooks and not converted._load_state_dict_pre_hooks
+    assert torch.equal(converted(input), expected)
+    assert {id(parameter) for parameter in torch_ext.convert(model).parameters()} == parameters
+
+
+def test_pairs_that_are_left_alone() -> None:
+    """With hooks, in a subclass of Sequential, and where the second step is PyTorch's."""
+
+    class OwnSequential(nn.Sequential):
+        pass
+
+    def separables(model: nn.Module) -> int:
+        return sum(isinstance(layer, torch_ext.nn.SeparableConv2d) for layer in torch_ext.convert(model).modules())
+
+    assert separables(pairs()) == 2
+    hooked = pairs()
+    hooked[1].register_forward_hook(lambda *_: None)
+    assert separables(hooked) == 1
+    assert separables(OwnSequential(*pairs())) == 0
+    assert separables(pairs().double()) == 0
+    assert separables(nn.Sequential(nn.Conv2d(96, 96, 3, groups=96, bias=False), nn.Conv2d(96, 96, 1))) == 0
+    assert separables(nn.ModuleList(pairs())) == 0
+
+
+def test_converted_pairs_script_and_train() -> None:
+    model = pairs()
+    converted, input = torch_ext.convert(copy.deepcopy(model)), torch.randn(2, 16, 24, 24)
+    torch.testing.assert_close(torch.jit.script(converted)(input), model(input), rtol=1e-5, atol=1e-5)
+    for each in (model, converted):
+        each(input).square().sum().backward()
+    for ours, torchs in zip(converted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, torchs.grad, rtol=1e-4, atol=1e-3)
+
+
+def timms_same(**arguments: object) -> nn.Module:
+    """What timm has: SAME as TensorFlow's, by a padded copy."""
+
+    class Conv2dSame(nn.Conv2d):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            sides = []
+            for size, k, s, d in zip(input.shape[2:], self.kernel_size, self.stride, self.dilation):
+                total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
+                sides = [total // 2, total - total // 2, *sides]
+            return super().forward(nn.functional.pad(input, sides))
+
+    Conv2dSame.__module__ = "timm.layers.conv2d_same"
+    return Conv2dSame(8, 8, **arguments)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [3, 4])
+def test_timms_same_convolution(k: int, stride: int) -> None:
+    layer = timms_same(kernel_size=k, stride=stride, groups=8)
+    kind, input = type(layer), torch.randn(2, 8, 15, 16)
+    expected = layer(input)
+    assert type(torch_ext.convert(layer)) is torch_ext.nn.Conv2d
+    assert layer.padding == "same"
+    torch.testing.assert_close(layer(input), expected, rtol=1e-5, atol=1e-5)
+    assert type(torch_ext.revert(layer)) is kind
+    assert torch.equal(layer(input), expected)
+    assert "_was" not in layer.__dict__
+    assert type(torch_ext.convert(timms_same(kernel_size=k, padding=1))) is not torch_ext.nn.Conv2d

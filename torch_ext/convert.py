@@ -1,6 +1,7 @@
 """Whole models: torch.nn's convolutions made ours, and back.
 
-A converted layer changes its class and nothing else: same Parameters, same state_dict, same hooks.
+A converted layer changes its class and nothing else: same Parameters, same state_dict, same hooks. Only a depthwise
+layer and the pointwise one behind it become one layer, whose parts they are, and an identity, with the same state_dict.
 """
 
 import copy
@@ -8,11 +9,16 @@ import copy
 import torch
 from torch import nn
 
-from torch_ext.nn import Conv1d, Conv2d, Conv3d
+from torch_ext.nn import Conv1d, Conv2d, Conv3d, SeparableConv1d, SeparableConv2d, SeparableConv3d
 from torch_ext.nn._base import is_served
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_SEPARABLE: dict[type[nn.Module], type[nn.Module]] = {
+    Conv1d: SeparableConv1d,
+    Conv2d: SeparableConv2d,
+    Conv3d: SeparableConv3d,
+}
 
 
 def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
@@ -23,6 +29,10 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     model to the dtype that it will run in: in bfloat16 and float16 every convolution has a kernel; in float64
     the grouped ones; in float32 groups of up to 15 channels (depthwise or more) and pointwise layers with at most 64
     inputs or 6 times as many outputs.
+
+    In a `Sequential` (exactly that), a depthwise layer without bias and a pointwise one right behind it, both with a
+    kernel and without hooks, become a separable layer and an identity: names of parameters change, the keys of the
+    state_dict do not. timm's `Conv2dSame` becomes a `torch_ext.nn.Conv2d` with padding 'same', without a padded copy.
 
     Args:
         model: The model, or a single layer.
@@ -41,6 +51,11 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
         ours = _OURS.get(type(layer))
         if ours is not None and _has_kernel(layer):
             layer.__class__ = ours
+        elif _is_timms_same(layer) and _has_kernel(layer):
+            layer._was = type(layer), layer.padding
+            layer.__class__, layer.padding = Conv2d, "same"
+    for layer in [layer for layer in model.modules() if type(layer) is nn.Sequential]:
+        _join_pairs(layer)
     return model
 
 
@@ -48,7 +63,7 @@ def revert(model: nn.Module) -> nn.Module:
     """Makes the layers that `convert` made ours torch's again, in place.
 
     Layers of exactly the types `torch_ext.nn.Conv1d`, `Conv2d` and `Conv3d` change, unless their padding is one that
-    torch's layers do not have.
+    torch's layers do not have; and what `convert` made of pairs and of timm's layers.
 
     Args:
         model: The model, or a single layer.
@@ -61,9 +76,13 @@ def revert(model: nn.Module) -> nn.Module:
         >>> type(torch_ext.revert(torch_ext.convert(torch.nn.Conv2d(4, 4, 3, groups=4))))
         <class 'torch.nn.modules.conv.Conv2d'>
     """
+    for layer in [layer for layer in model.modules() if type(layer) is nn.Sequential]:
+        _part_pairs(layer)
     for layer in model.modules():
         torchs = _TORCHS.get(type(layer))
-        if torchs is not None and _torch_has_padding(layer):
+        if type(layer) is Conv2d and "_was" in layer.__dict__:
+            layer.__class__, layer.padding = layer.__dict__.pop("_was")
+        elif torchs is not None and _torch_has_padding(layer):
             layer.__class__ = torchs
     return model
 
@@ -76,3 +95,74 @@ def _torch_has_padding(layer: nn.Module) -> bool:
     if isinstance(layer.padding, str):
         return layer.padding == "valid" or (layer.padding == "same" and all(step == 1 for step in layer.stride))
     return len(layer.padding) == len(layer.kernel_size)
+
+
+def _is_timms_same(layer: nn.Module) -> bool:
+    """timm's convolution with TensorFlow's SAME padding, which it adds to a copy of the input."""
+    kind = type(layer)
+    if kind.__name__ != "Conv2dSame" or kind.__module__.partition(".")[0] != "timm" or not isinstance(layer, nn.Conv2d):
+        return False
+    return tuple(layer.padding) == (0, 0) and layer.padding_mode == "zeros"
+
+
+class _Rename:
+    """A hook of a Sequential on its state_dict, or on one that it loads: renames the keys of a pair's parts."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def __call__(self, module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+        for key in list(state):
+            value = state.pop(key)  # and back again, so that the order stays
+            for old, new in self.names.items():
+                if key.startswith(prefix + old):
+                    key = prefix + new + key[len(prefix + old) :]
+                    break
+            state[key] = value
+
+
+def _join_pairs(sequential: nn.Sequential) -> None:
+    names = list(sequential._modules)
+    for first, second in zip(names, names[1:]):
+        depthwise, pointwise = sequential._modules[first], sequential._modules[second]
+        if not _is_pair(depthwise, pointwise):
+            continue
+        kind = _SEPARABLE[type(depthwise)]
+        separable = kind.__new__(kind)
+        nn.Module.__init__(separable)
+        separable.training = depthwise.training
+        separable.depthwise, separable.pointwise = depthwise, pointwise
+        sequential._modules[first], sequential._modules[second] = separable, nn.Identity()
+        names = {f"{first}.depthwise.": f"{first}.", f"{first}.pointwise.": f"{second}."}
+        sequential.register_state_dict_post_hook(_Rename(names))
+        sequential.register_load_state_dict_pre_hook(_Rename({new: old for old, new in names.items()}))
+
+
+def _is_pair(depthwise: nn.Module, pointwise: nn.Module) -> bool:
+    """Both are ours by now, and have a kernel."""
+    if type(depthwise) not in _SEPARABLE or type(pointwise) is not type(depthwise) or depthwise is pointwise:
+        return False
+    is_depthwise = depthwise.groups == depthwise.in_channels and depthwise.groups > 1 and depthwise.bias is None
+    numbers = (*pointwise.kernel_size, *pointwise.stride, pointwise.groups)
+    padding = pointwise.padding if isinstance(pointwise.padding, str) else set(pointwise.padding)
+    is_pointwise = set(numbers) == {1} and padding in ("valid", "same", {0})
+    if not (is_depthwise and is_pointwise and _has_kernel(depthwise) and _has_kernel(pointwise)):
+        return False
+    return not any(_has_hooks(layer) for layer in (depthwise, pointwise))
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return any(value for name, value in layer.__dict__.items() if name.endswith("_hooks"))
+
+
+def _part_pairs(sequential: nn.Sequential) -> None:
+    saving, loading = sequential._state_dict_hooks, sequential._load_state_dict_pre_hooks
+    for key, hook in [*saving.items()]:
+        if isinstance(hook, _Rename):
+            first, second = (name.removesuffix(".") for name in hook.names.values())
+            separable = sequential._modules[first]
+            sequential._modules[first], sequential._modules[second] = separable.depthwise, separable.pointwise
+            del saving[key]
+    for key, wrapped in [*loading.items()]:
+        if isinstance(wrapped.hook, _Rename):
+            del loading[key]
