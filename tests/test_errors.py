@@ -249,13 +249,19 @@ def hostile_calls(seed: int, count: int) -> int:
             w = torch.randn(size).to(x.dtype)
             n = min(x.dim() - 2, 3)
         b = random.choice([None, None, tensor()])
+        p = tensor()
+        if random.random() < 0.7 and isinstance(w, torch.Tensor) and w.dim() > 2:
+            p = torch.randn(random.choice([0, 1, 4]), w.shape[0], *[1] * (w.dim() - 2)).to(w.dtype)
         calls = [
             lambda: ops.conv(x, w, b, numbers(), numbers(), numbers(), group()),
             lambda: ops.conv_backward(tensor(), x, w, numbers(), numbers(), numbers(), group(), [True] * 3),
             lambda: getattr(ops, f"depthwise_conv{n}d")(x, w, b, numbers(), numbers(), numbers()),
             lambda: getattr(ops, f"depthwise_conv{n}d").padding(x, w, b, numbers(), "same", numbers()),
             lambda: getattr(ops, f"group_conv{n}d")(x, w, b, numbers(), numbers(), numbers(), group()),
-            lambda: getattr(ops, f"separable_conv{n}d")(x, w, tensor(), b, numbers(), numbers(), numbers()),
+            lambda: getattr(ops, f"separable_conv{n}d")(x, w, p, b, numbers(), numbers(), numbers()),
+            lambda: ops.separable_conv(x, w, p, b, numbers(), numbers(), numbers()),
+            lambda: ops.separable_conv_backward(tensor(), x, w, p, numbers(), numbers(), numbers(), [True] * 4),
+            lambda: ops._which_separable_kernel("op", x, w, p, b, numbers(), numbers(), numbers(), "forward"),
             lambda: getattr(ops, f"depthwise_conv_transpose{n}d")(x, w, b, numbers(), numbers(), numbers(), numbers()),
             lambda: ops._which_kernel("op", x, w, b, numbers(), numbers(), numbers(), group(), "forward"),
             lambda: ops._same_padding(numbers(), numbers(), numbers(), numbers(), "same"),
