@@ -246,7 +246,8 @@ def test_pairs_become_separable_layers(n: int) -> None:
     converted = torch_ext.convert(copy.deepcopy(model))
     separable = getattr(torch_ext.nn, f"SeparableConv{n}d")
     assert [i for i, layer in enumerate(converted) if type(layer) is separable] == [0, 2]
-    assert [i for i, layer in enumerate(converted) if type(layer) is nn.Identity] == [1, 3]
+    assert [i for i, layer in enumerate(converted) if isinstance(layer, nn.Identity)] == [1, 3]
+    assert not any(layer.training for layer in torch_ext.convert(pairs(n).eval()).modules())
     for each in (converted, copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
         torch.testing.assert_close(each(input), expected, rtol=1e-5, atol=1e-5)
         assert list(each.state_dict()) == list(state)
@@ -284,6 +285,33 @@ def test_pairs_that_are_left_alone() -> None:
     assert separables(pairs().double()) == 0
     assert separables(nn.Sequential(nn.Conv2d(96, 96, 3, groups=96, bias=False), nn.Conv2d(96, 96, 1))) == 0
     assert separables(nn.ModuleList(pairs())) == 0
+
+
+def test_converted_pairs_in_an_edited_sequential() -> None:
+    """What is still a pair has its old keys; what is none any more has its own; nothing is lost."""
+    for edit in (
+        lambda model: model.__setitem__(0, nn.Conv2d(16, 32, 1)),
+        lambda model: model.insert(0, nn.ReLU()),
+        lambda model: model.__delitem__(0),
+        lambda model: model.__delitem__(1),
+        lambda model: model.append(nn.Conv2d(16, 4, 1)),
+    ):
+        model = torch_ext.convert(pairs())
+        edit(model)
+        state = model.state_dict()
+        assert len(state) == len(list(model.parameters()))
+        assert not any(".pointwise." in key for key in state if not key.startswith("0."))
+        model.load_state_dict(state)
+        again = torch_ext.convert(torch_ext.revert(model))
+        assert len(again.state_dict()) == len(state)
+
+
+def test_pairs_with_a_forward_of_their_own_are_left_alone() -> None:
+    model = pairs()
+    model[0].forward = lambda input: input
+    torch_ext.convert(model)
+    assert type(model[0]) is torch_ext.nn.Conv2d
+    assert type(model[2]) is torch_ext.nn.SeparableConv2d
 
 
 def test_converted_pairs_script_and_train() -> None:

@@ -58,6 +58,22 @@ def test_layers(n: int, separable: bool, arguments: dict[str, Any]) -> None:
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", sorted(torch_ext.keras._ACTIVATIONS))
+def test_activations(activation: str) -> None:
+    layer, input = make(2, True, activation=activation)
+    expected = torch.from_numpy(numpy.array(layer(input))).movedim(-1, 1)
+    output = torch_ext.from_keras(layer)(torch.from_numpy(input).movedim(-1, 1))
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_bfloat16() -> None:
+    layer, _ = make(2, False, dtype="bfloat16")
+    ours = torch_ext.from_keras(layer)
+    assert ours.weight.dtype == torch.bfloat16
+    expected = torch.from_numpy(layer.get_weights()[0].astype("float32"))
+    assert torch.equal(ours.weight.float(), expected.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1))
+
+
 @pytest.mark.parametrize("separable", [False, True])
 def test_channels_first_has_the_same_weights(separable: bool) -> None:
     last, input = make(2, separable, padding="same")
@@ -138,6 +154,11 @@ def test_whole_model(model: Any, tmp_path: Path) -> None:
         assert (logits - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+def softplus(x: Any) -> Any:
+    """Not Keras's."""
+    return x
+
+
 def test_errors(model: Any, tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
@@ -151,7 +172,15 @@ def test_errors(model: Any, tmp_path: Path) -> None:
         (lambda: torch_ext.from_keras([kernel, pointwise, pointwise[0, 0, 0], kernel]), "perhaps a bias, but got"),
         (lambda: torch_ext.from_keras([kernel, pointwise[:, :, :7]]), r"pointwise kernel of shape \[1, 1, 8, 'O'\]"),
         (lambda: torch_ext.from_keras([kernel, pointwise, numpy.ones(4)]), r"bias of shape \[5\], but got \[4\]"),
-        (lambda: torch_ext.from_keras([kernel], activation="softmax"), "expected one of the activations .*'softmax'"),
+        (lambda: torch_ext.from_keras([kernel], activation="cube"), "expected one of the activations .*'cube'"),
+        (lambda: torch_ext.from_keras(make(2, False, activation=softplus)[0]), "expected one of the activations"),
+        (lambda: torch_ext.from_keras(make(2, False)[0], strides=2), "expected no strides for a layer"),
+        (lambda: torch_ext.from_keras([kernel], "name"), "for a file, and only then, but got 'name'"),
+        (lambda: torch_ext.from_keras(keras.layers.DepthwiseConv2D(3)), "expected a layer that is built"),
+        (lambda: torch_ext.from_keras([kernel.astype(int)]), "of one floating-point dtype, but got .*int64"),
+        (lambda: torch_ext.from_keras([kernel, numpy.ones(8, "float32")]), "of one floating-point dtype"),
+        (lambda: torch_ext.from_keras([kernel, pointwise[..., :0]]), "expected a pointwise kernel"),
+        (lambda: torch_ext.from_keras(tmp_path / "model.weights.h5", "entry"), "but 'entry' is conv2d"),
         (lambda: torch_ext.from_keras([kernel], padding="SAME"), "padding"),
     ]:
         with pytest.raises(ValueError, match=words):

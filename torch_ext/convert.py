@@ -31,8 +31,9 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     inputs or 6 times as many outputs.
 
     In a `Sequential` (exactly that), a depthwise layer without bias and a pointwise one right behind it, both with a
-    kernel and without hooks, become a separable layer and an identity: names of parameters change, the keys of the
-    state_dict do not. timm's `Conv2dSame` becomes a `torch_ext.nn.Conv2d` with padding 'same', without a padded copy.
+    kernel and without hooks, become a separable layer and an identity. The keys of the state_dict stay; names of
+    parameters, keys of a scripted module, and what the first of the two children gives by itself do not. timm's
+    `Conv2dSame` becomes a `torch_ext.nn.Conv2d` with padding 'same', without a padded copy.
 
     Args:
         model: The model, or a single layer.
@@ -105,19 +106,37 @@ def _is_timms_same(layer: nn.Module) -> bool:
     return tuple(layer.padding) == (0, 0) and layer.padding_mode == "zeros"
 
 
-class _Rename:
-    """A hook of a Sequential on its state_dict, or on one that it loads: renames the keys of a pair's parts."""
+class _SecondOfPair(nn.Identity):
+    """Where the pointwise layer of a pair was; the separable layer before it has that layer now."""
 
-    def __init__(self, names: dict[str, str]) -> None:
-        self.names = names
+
+def _pairs(sequential: nn.Module) -> list[tuple[str, str]]:
+    """The names of the pairs that `convert` joined and that are still there."""
+    children = list(sequential._modules.items())
+    return [
+        (first, second)
+        for (first, layer), (second, behind) in zip(children, children[1:])
+        if type(behind) is _SecondOfPair and type(layer) in _SEPARABLE.values()
+    ]
+
+
+class _Rename:
+    """A hook of a Sequential on its state_dict, or on one that it loads: parts of pairs have their old keys there."""
+
+    def __init__(self, loads: bool) -> None:
+        self.loads = loads
 
     def __call__(self, module: nn.Module, state: dict, prefix: str, *_: object) -> None:
+        names = {}
+        for first, second in _pairs(module):
+            names |= {f"{first}.depthwise": first, f"{first}.pointwise": second}
+        if self.loads:
+            names = {new: old for old, new in names.items()}
         for key in list(state):
             value = state.pop(key)  # and back again, so that the order stays
-            for old, new in self.names.items():
-                if key.startswith(prefix + old):
-                    key = prefix + new + key[len(prefix + old) :]
-                    break
+            place, _, parameter = key.removeprefix(prefix).rpartition(".")
+            if key.startswith(prefix) and place in names:
+                key = f"{prefix}{names[place]}.{parameter}"
             state[key] = value
 
 
@@ -132,10 +151,12 @@ def _join_pairs(sequential: nn.Sequential) -> None:
         nn.Module.__init__(separable)
         separable.training = depthwise.training
         separable.depthwise, separable.pointwise = depthwise, pointwise
-        sequential._modules[first], sequential._modules[second] = separable, nn.Identity()
-        names = {f"{first}.depthwise.": f"{first}.", f"{first}.pointwise.": f"{second}."}
-        sequential.register_state_dict_post_hook(_Rename(names))
-        sequential.register_load_state_dict_pre_hook(_Rename({new: old for old, new in names.items()}))
+        second_of_pair = _SecondOfPair().train(pointwise.training)
+        sequential._modules[first], sequential._modules[second] = separable, second_of_pair
+    has_hook = any(isinstance(hook, _Rename) for hook in sequential._state_dict_hooks.values())
+    if _pairs(sequential) and not has_hook:
+        sequential.register_state_dict_post_hook(_Rename(loads=False))
+        sequential.register_load_state_dict_pre_hook(_Rename(loads=True))
 
 
 def _is_pair(depthwise: nn.Module, pointwise: nn.Module) -> bool:
@@ -143,26 +164,24 @@ def _is_pair(depthwise: nn.Module, pointwise: nn.Module) -> bool:
     if type(depthwise) not in _SEPARABLE or type(pointwise) is not type(depthwise) or depthwise is pointwise:
         return False
     is_depthwise = depthwise.groups == depthwise.in_channels and depthwise.groups > 1 and depthwise.bias is None
-    numbers = (*pointwise.kernel_size, *pointwise.stride, pointwise.groups)
-    padding = pointwise.padding if isinstance(pointwise.padding, str) else set(pointwise.padding)
-    is_pointwise = set(numbers) == {1} and padding in ("valid", "same", {0})
+    is_pointwise = all(number == 1 for number in (*pointwise.kernel_size, *pointwise.stride, pointwise.groups))
+    is_pointwise &= isinstance(pointwise.padding, str) or not any(pointwise.padding)
     if not (is_depthwise and is_pointwise and _has_kernel(depthwise) and _has_kernel(pointwise)):
         return False
     return not any(_has_hooks(layer) for layer in (depthwise, pointwise))
 
 
 def _has_hooks(layer: nn.Module) -> bool:
-    return any(value for name, value in layer.__dict__.items() if name.endswith("_hooks"))
+    """Or a forward of its own."""
+    own = layer.__dict__
+    return "forward" in own or any(value for name, value in own.items() if name.endswith("_hooks"))
 
 
 def _part_pairs(sequential: nn.Sequential) -> None:
-    saving, loading = sequential._state_dict_hooks, sequential._load_state_dict_pre_hooks
-    for key, hook in [*saving.items()]:
-        if isinstance(hook, _Rename):
-            first, second = (name.removesuffix(".") for name in hook.names.values())
-            separable = sequential._modules[first]
-            sequential._modules[first], sequential._modules[second] = separable.depthwise, separable.pointwise
-            del saving[key]
-    for key, wrapped in [*loading.items()]:
-        if isinstance(wrapped.hook, _Rename):
-            del loading[key]
+    for first, second in _pairs(sequential):
+        separable = sequential._modules[first]
+        sequential._modules[first], sequential._modules[second] = separable.depthwise, separable.pointwise
+    for hooks in (sequential._state_dict_hooks, sequential._load_state_dict_pre_hooks):
+        for key, hook in [*hooks.items()]:
+            if isinstance(getattr(hook, "hook", hook), _Rename):
+                del hooks[key]

@@ -1,8 +1,9 @@
 """Weights of Keras's depthwise and separable layers, in our layers."""
 
 import json
+import operator
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,21 @@ __all__ = ["from_keras"]
 
 _CLASSES = {"DepthwiseConv1D": 1, "DepthwiseConv2D": 2, "SeparableConv1D": 1, "SeparableConv2D": 2}
 _ORDER = ["depthwise_kernel", "pointwise_kernel", "kernel", "bias"]  # of Keras 2; a depthwise layer's may be `kernel`
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
+    "gelu": nn.GELU,
     "hard_sigmoid": nn.Hardsigmoid,
     "hard_silu": nn.Hardswish,
     "hard_swish": nn.Hardswish,
+    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "log_softmax": lambda: nn.LogSoftmax(1),
     "mish": nn.Mish,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "selu": nn.SELU,
     "sigmoid": nn.Sigmoid,
     "silu": nn.SiLU,
+    "softmax": lambda: nn.Softmax(1),
     "softplus": nn.Softplus,
     "softsign": nn.Softsign,
     "swish": nn.SiLU,
@@ -38,9 +43,9 @@ def from_keras(
     source: Any,
     name: str | None = None,
     *,
-    strides: int | Sequence[int] = 1,
-    padding: str = "valid",
-    dilation_rate: int | Sequence[int] = 1,
+    strides: int | Sequence[int] | None = None,
+    padding: str | None = None,
+    dilation_rate: int | Sequence[int] | None = None,
     activation: str | None = None,
 ) -> nn.Module:
     """Makes our layer from one of Keras's `DepthwiseConv1D/2D` or `SeparableConv1D/2D`, with its weights.
@@ -54,8 +59,8 @@ def from_keras(
         source: A Keras layer; the list that its `get_weights()` gives; or the path of a `.keras`, `.weights.h5` or
             `.h5` file (which needs h5py).
         name: In a file, the layer's name.
-        strides, padding, dilation_rate, activation: As in Keras. Only for lists and files of weights alone: a layer and
-            a file of a whole model know their own.
+        strides, padding, dilation_rate, activation: As in Keras, with its defaults. Only for lists and files of weights
+            alone: a layer and a file of a whole model know their own.
 
     Returns:
         `torch_ext.nn.DepthwiseConv1d/2d` or `SeparableConv1d/2d`; with an activation, an `nn.Sequential` of both.
@@ -71,23 +76,44 @@ def from_keras(
         >>> layer(torch.ones(1, 9, 9, 4).movedim(-1, 1)).shape
         torch.Size([1, 5, 5, 5])
     """
-    import numpy
-
     given = {"strides": strides, "padding": padding, "dilation_rate": dilation_rate, "activation": activation}
-    if isinstance(source, (str, Path)):
-        if name is None:
-            raise ValueError("from_keras: expected the name of a layer in the file, but got None")
+    given = {key: value for key, value in given.items() if value is not None}
+    is_file, config = isinstance(source, (str, Path)), None
+    if is_file != (name is not None):
+        raise ValueError(f"from_keras: expected the name of a layer for a file, and only then, but got {name!r}")
+    if is_file:
         config, arrays = _read(Path(source), name)
     elif isinstance(source, (list, tuple)):
-        config, arrays = None, list(source)
+        arrays = list(source)
     elif type(source).__name__ in _CLASSES and hasattr(source, "get_weights"):
-        config, arrays = source.get_config(), source.get_weights()
+        # The activation itself: its name in the configuration may be another function's.
+        config, arrays = {**source.get_config(), "activation": source.activation}, source.get_weights()
+        if not arrays:
+            raise ValueError("from_keras: expected a layer that is built, but got one without weights")
     else:
         raise ValueError(
             f"from_keras: expected one of Keras's layers {', '.join(_CLASSES)}, a list of arrays or a file, but got "
             f"{type(source).__name__}"
         )
-    return _build([torch.from_numpy(numpy.array(array)) for array in arrays], config or given)
+    if config and given:
+        raise ValueError(f"from_keras: expected no {', '.join(given)} for a layer that knows its own, but got {given}")
+    tensors = [_tensor(array) for array in arrays]
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64, torch.bfloat16, torch.float16}:
+        raise ValueError(f"from_keras: expected arrays of one floating-point dtype, but got {[*map(str, kinds)]}")
+    defaults = {"strides": 1, "padding": "valid", "dilation_rate": 1, "activation": None}
+    return _build(tensors, config or {**defaults, **given})
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    import numpy
+
+    if isinstance(array, torch.Tensor):
+        return array.detach().clone()
+    array = numpy.array(array)
+    if array.dtype.name == "bfloat16":  # which numpy has from an extension, and torch does not know there
+        return torch.from_numpy(array.view(numpy.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def _build(arrays: list[torch.Tensor], config: dict[str, Any]) -> nn.Module:
@@ -102,7 +128,7 @@ def _build(arrays: list[torch.Tensor], config: dict[str, Any]) -> nn.Module:
     *kernel, channels, multiplier = shapes[0]
     outputs, ones = channels * multiplier, [1] * n
     if separable:
-        if shapes[1][:-1] != [*ones, outputs]:
+        if shapes[1][:-1] != [*ones, outputs] or shapes[1][-1] == 0:
             raise ValueError(
                 f"from_keras: expected a pointwise kernel of shape {[*ones, outputs, 'O']}, but got {shapes[1]}"
             )
@@ -139,13 +165,16 @@ def _depthwise_weight(kernel: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def _numbers(value: int | Sequence[int]) -> int | tuple[int, ...]:
-    return value if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, (list, tuple)) else operator.index(value)
 
 
 def _activation(value: Any) -> nn.Module | None:
-    if value in (None, "linear"):
+    if value is None:
         return None
-    name = value if isinstance(value, str) else getattr(value, "__name__", str(value))
+    is_keras = getattr(value, "__module__", "").partition(".")[0] in ("keras", "tensorflow", "tf_keras")
+    name = value if isinstance(value, str) else value.__name__ if is_keras and callable(value) else None
+    if name == "linear":
+        return None
     if name not in _ACTIVATIONS:
         raise ValueError(f"from_keras: expected one of the activations {', '.join(_ACTIVATIONS)}, but got {value!r}")
     return _ACTIVATIONS[name]()
@@ -193,6 +222,9 @@ def _arrays(file: Any, name: str) -> list[Any]:
     def visit(path: str, item: Any) -> None:
         if isinstance(item, h5py.Group) and any(isinstance(child, h5py.Dataset) for child in item.values()):
             if item.attrs.get("name") == name:
+                kind = path.removesuffix("/vars").split("/")[-1]  # of Keras 3
+                if not kind.startswith(("depthwise_conv", "separable_conv")):
+                    raise ValueError(f"from_keras: expected a depthwise or separable layer, but {name!r} is {kind}")
                 noted.append(item)
             elif path.removesuffix("/vars").split("/")[-1] == name:
                 named.append(item)

@@ -194,7 +194,9 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
   const Ones ones(stride);
   const bool wants_hidden = mask[0] || mask[1];  // its gradient
   if (is_empty(g) || !has_depthwise_step(g, dtype)) {
-    const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups);
+    const Tensor hidden =
+        mask[2] ? conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups)
+                : ops::empty_output(input, g.depthwise, ops::wants_channels_last(input, depthwise_weight));
     const auto [grad_hidden, grad_pointwise, grad_bias] =
         conv_backward(grad_output, hidden, pointwise_weight, ones.stride, ones.padding, ones.stride, 1,
                       {wants_hidden, mask[2], mask[3]});

@@ -32,7 +32,8 @@ struct SeparablePlan {
 inline int64_t strip_positions(const Box& b) { return size(b.d) * size(b.h) * size(b.w); }
 
 // Strips of at most kHiddenBytes where the sizes allow it, and enough of them for the threads; with `fewest` rows at
-// least. Only whole slices, rows of one slice, or a part of one row are positions that follow each other.
+// least, of which a slice has more. Only whole slices, rows of one slice, or a part of one row are positions that
+// follow each other.
 inline Parts cut_strips(const ConvGeometry<int64_t>& pointwise, int64_t element_bytes, int64_t needed, int64_t fewest) {
   const Triple<int64_t>& size = pointwise.in;
   const int64_t d = size[0], h = size[1], w = size[2];
