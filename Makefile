@@ -47,7 +47,7 @@ format: $(STAMPS)/test
 # GoogleTest: the kernels under sanitizers, and the C++ API; then an installed copy in build/prefix.
 native: $(NATIVE)/build.ninja
 	cmake --build $(NATIVE) -j $(JOBS)
-	ctest --test-dir $(NATIVE) --output-on-failure
+	ctest --test-dir $(NATIVE) --output-on-failure -j $(JOBS)
 	cmake --install $(NATIVE) --prefix $(PREFIX)
 
 $(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/debian-test
