@@ -49,11 +49,12 @@ def batches(layer: Layer, wanted: list[int]) -> list[int]:
 def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: int, seconds: float, plain) -> dict:
     """One row of the results."""
     layer, batch = problem.layer, problem.tensors[0].size(0)
-    sides = [*calls[pass_name][:2]]
-    sides += [plain[pass_name][1]] if dtype != "float32" else []
-    sides += calls[pass_name][2:]
-    torch_s, ours_s, *others_s = machine.least(sides, seconds)
-    if sides[0] is sides[1]:
+    sides = dict(zip(("torch", "ours", "two_ops"), calls[pass_name]))
+    if dtype != "float32":
+        sides["float32"] = plain[pass_name][1]
+    times = dict(zip(sides, machine.least([*sides.values()], seconds)))
+    torch_s, ours_s = times["torch"], times["ours"]
+    if sides["torch"] is sides["ours"]:
         torch_s = ours_s = min(torch_s, ours_s)
     size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
     flops = layer.flops(batch) * (3 if pass_name == "training" else 1)
@@ -75,10 +76,7 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "roofline": least_s / ours_s,
         "kernel": problem.kernel(dtype, pass_name),
     }
-    if dtype != "float32":
-        row["of_float32"] = others_s.pop(0) / ours_s
-    if others_s:
-        row["of_two_ops"] = others_s[0] / ours_s
+    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops") if name in times}
     least_of = floors(layer, batch, layout, dtype, pass_name)
     row["misses"] = {name: f"{row[name]:.2f} < {floor:.2f}" for name, floor in least_of.items() if row[name] < floor}
     if row["ratio"] < guard(torch_s):

@@ -15,7 +15,7 @@ from torch_ext import nn as layers
 
 __all__ = ["from_keras"]
 
-_CLASSES = {"DepthwiseConv1D": 1, "DepthwiseConv2D": 2, "SeparableConv1D": 1, "SeparableConv2D": 2}
+_CLASSES = ("DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D")
 _ORDER = ["depthwise_kernel", "pointwise_kernel", "kernel", "bias"]  # of Keras 2; a depthwise layer's may be `kernel`
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
@@ -145,7 +145,7 @@ def _build(arrays: list[torch.Tensor], config: dict[str, Any]) -> nn.Module:
         "bias": bias is not None,
         "dtype": arrays[0].dtype,
     }
-    depthwise = _depthwise_weight(arrays[0], n)
+    depthwise = arrays[0].movedim((-2, -1), (0, 1)).flatten(0, 1).unsqueeze(1)  # [C * M, 1, *k]
     if separable:
         layer = getattr(layers, f"SeparableConv{n}d")(channels, outputs, tuple(kernel), **arguments)
         state = {"depthwise.weight": depthwise, "pointwise.weight": arrays[1].movedim((-1, -2), (0, 1))}
@@ -157,11 +157,6 @@ def _build(arrays: list[torch.Tensor], config: dict[str, Any]) -> nn.Module:
     layer.load_state_dict(state)
     activation = _activation(config["activation"])
     return layer if activation is None else nn.Sequential(layer, activation)
-
-
-def _depthwise_weight(kernel: torch.Tensor, n: int) -> torch.Tensor:
-    """[*k, C, M] as [C * M, 1, *k]."""
-    return kernel.movedim((-2, -1), (0, 1)).flatten(0, 1).unsqueeze(1)
 
 
 def _numbers(value: int | Sequence[int]) -> int | tuple[int, ...]:
@@ -221,12 +216,12 @@ def _arrays(file: Any, name: str) -> list[Any]:
 
     def visit(path: str, item: Any) -> None:
         if isinstance(item, h5py.Group) and any(isinstance(child, h5py.Dataset) for child in item.values()):
+            kind = path.removesuffix("/vars").split("/")[-1]  # in Keras 2 the layer's name
             if item.attrs.get("name") == name:
-                kind = path.removesuffix("/vars").split("/")[-1]  # of Keras 3
                 if not kind.startswith(("depthwise_conv", "separable_conv")):
                     raise ValueError(f"from_keras: expected a depthwise or separable layer, but {name!r} is {kind}")
                 noted.append(item)
-            elif path.removesuffix("/vars").split("/")[-1] == name:
+            elif kind == name:
                 named.append(item)
 
     file.visititems(visit)

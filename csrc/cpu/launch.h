@@ -36,10 +36,15 @@ void dispatch(const at::Tensor& tensor, const Body& body) {
                                   [&] { body(static_cast<typename KernelTypeOf<scalar_t>::type*>(nullptr)); });
 }
 
-// [n, c, *] as a view with three spatial axes. Sizes of 1 get stride 0, so that no kernel steps along them.
+// Sizes of 1 get stride 0, so that no kernel steps along them.
+inline int64_t stride_of(const at::Tensor& tensor, int64_t axis) {
+  return tensor.size(axis) == 1 ? 0 : tensor.stride(axis);
+}
+
+// [n, c, *] as a view with three spatial axes.
 template <class T>
 View<T> view(const at::Tensor& tensor) {
-  const auto stride = [&](int64_t axis) { return tensor.size(axis) == 1 ? 0 : tensor.stride(axis); };
+  const auto stride = [&](int64_t axis) { return stride_of(tensor, axis); };
   View<T> result{static_cast<T*>(const_cast<void*>(tensor.const_data_ptr())), stride(0), stride(1), {}};
   const int leading = 5 - static_cast<int>(tensor.dim());
   for (int axis = 0; axis < 3; ++axis) result.spatial[axis] = axis < leading ? 0 : stride(axis - leading + 2);

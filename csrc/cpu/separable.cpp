@@ -108,16 +108,14 @@ bool forward_by_strips(const Separable& g, const Tensor& input, const Tensor& de
     const auto plan = plan_separable<T>(g.depthwise, g.pointwise, layout(from), channels_last);
     if (!plan) return;
     done = true;
-    const int64_t image = positions(g) * g.pointwise.out_channels, outputs = g.pointwise.out_channels;
-    const View<T> to = channels_last
-                           ? View<T>{static_cast<T*>(output.mutable_data_ptr()), image, 1, {{0, 0, outputs}}}
-                           : View<T>{static_cast<T*>(output.mutable_data_ptr()), image, positions(g), {{0, 0, 1}}};
+    const int64_t image = positions(g) * g.pointwise.out_channels;
+    const auto [channel, column] = plan->output();
+    const View<T> to{static_cast<T*>(output.mutable_data_ptr()), image, channel, {{0, 0, column}}};
     const auto& kernels = table().of<T>();
     SeparableWeights<T> weights{};
     weights.bias = bias.defined() ? static_cast<const T*>(bias.const_data_ptr()) : nullptr;
 
-    const Layout hidden{channels_last ? 1 : positions(g), channels_last ? g.pointwise.in_channels : 1};
-    const auto pixels = plan_pixels<T>(g.pointwise, false, hidden, layout(to));
+    const auto pixels = plan_strip_pixels<T>(*plan, strip_positions(plan->strip_box(0)));
     const int64_t first = ceil_div(plan->depthwise.weight_size(), 16) * 16;
     auto* const packed =
         static_cast<A*>(Scratch::of_this_call().reserve((first + (pixels ? pixels->weight_size() : 0)) * sizeof(A)));
@@ -146,7 +144,7 @@ bool forward_by_strips(const Separable& g, const Tensor& input, const Tensor& de
 bool goes_by_strips(const Separable& g, const Tensor& input, bool channels_last) {
   bool result = false;
   dispatch(input, [&]<class T>(T*) {
-    const Layout from{input.size(1) == 1 ? 0 : input.stride(1), input.size(-1) == 1 ? 0 : input.stride(-1)};
+    const Layout from{stride_of(input, 1), stride_of(input, -1)};  // a meta tensor has no view
     result = plan_separable<T>(g.depthwise, g.pointwise, from, channels_last).has_value();
   });
   return result;

@@ -5,6 +5,8 @@
 #include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "call.h"
 
 // Derivatives of conv, separable_conv and their backward ops, of any order: each is written with the two ops again.

@@ -3,7 +3,6 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/constant_pad_nd.h>
 
-#include <algorithm>
 #include <string>
 #include <vector>
 

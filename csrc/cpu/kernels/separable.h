@@ -23,6 +23,16 @@ struct SeparablePlan {
   int64_t strips() const { return depthwise.parts.count(); }
   Box strip_box(int64_t strip) const { return depthwise.item_box(strip * depthwise.channels.blocks()); }
   int64_t positions() const { return pointwise.in[0] * pointwise.in[1] * pointwise.in[2]; }
+  // Of so many positions, and of an image.
+  Layout hidden(int64_t count) const { return channels_last ? Layout{1, pointwise.in_channels} : Layout{count, 1}; }
+  Layout output() const { return channels_last ? Layout{1, pointwise.out_channels} : Layout{positions(), 1}; }
+  // The second step of a strip.
+  ConvGeometry<int64_t> strip(int64_t count) const {
+    ConvGeometry<int64_t> g = pointwise;
+    g.batch = 1;
+    g.in = g.out = {{1, 1, count}};
+    return g;
+  }
   // Of an image.
   int64_t first_position(const Box& b) const {
     return (b.d.begin * pointwise.in[1] + b.h.begin) * pointwise.in[2] + b.w.begin;
@@ -59,8 +69,7 @@ std::optional<SeparablePlan> plan_separable(const ConvGeometry<int64_t>& depthwi
   SeparablePlan p;
   p.pointwise = pointwise;
   p.channels_last = channels_last;
-  const Layout hidden = channels_last ? Layout{1, pointwise.in_channels} : Layout{p.positions(), 1};
-  p.depthwise = plan_correlate<T>(depthwise, false, input, hidden);
+  p.depthwise = plan_correlate<T>(depthwise, false, input, p.hidden(p.positions()));
   if (!p.depthwise.tiling.single || is_staged(p.depthwise.order)) return {};
   const int64_t fewest = p.depthwise.order == Order::kColumnsInPlace ? kStripRows * p.depthwise.axes[1].classes : 1;
   p.depthwise.parts = cut_strips(pointwise, sizeof(T), wanted_parts(pointwise, kPartWork), fewest);
@@ -69,6 +78,12 @@ std::optional<SeparablePlan> plan_separable(const ConvGeometry<int64_t>& depthwi
       ceil_div(pointwise.in[0], parts.d) * ceil_div(pointwise.in[1], parts.h) * ceil_div(pointwise.in[2], parts.w);
   if (positions * pointwise.in_channels * static_cast<int64_t>(sizeof(T)) > kMaxHiddenBytes) return {};
   return p;
+}
+
+// How many positions there are makes no difference to whether there is such a plan, nor to its packed weight.
+template <class T>
+std::optional<PixelPlan> plan_strip_pixels(const SeparablePlan& p, int64_t count) {
+  return plan_pixels<T>(p.strip(count), false, p.hidden(count), p.output());
 }
 
 // The weights of both steps as their kernels take them. Either of the pointwise ones.
@@ -116,14 +131,12 @@ class SeparableStrips {
   // Plans the second step for strips of so many positions.
   void set_count(int64_t count) {
     count_ = count;
-    const int64_t channels = plan_.pointwise.in_channels;
-    hidden_ = {nullptr, 0, plan_.channels_last ? 1 : count, {{0, 0, plan_.channels_last ? channels : 1}}};
-    ConvGeometry<int64_t> g = plan_.pointwise;
-    g.batch = 1;
-    g.in = g.out = {{1, 1, count}};
-    pixels_ = plan_pixels<T>(g, false, layout(hidden_), layout(output_));
-    if (!pixels_) direct_ = plan_direct<T>(g, false, layout(hidden_), layout(output_));
-    hidden_size_ = rounded(ceil_div(channels * count * static_cast<int64_t>(sizeof(T)), sizeof(A)));
+    const auto [channel, column] = plan_.hidden(count);
+    hidden_ = {nullptr, 0, channel, {{0, 0, column}}};
+    pixels_ = plan_strip_pixels<T>(plan_, count);
+    if (!pixels_) direct_ = plan_direct<T>(plan_.strip(count), false, plan_.hidden(count), plan_.output());
+    const int64_t numbers = plan_.pointwise.in_channels * count;
+    hidden_size_ = rounded(ceil_div(numbers * static_cast<int64_t>(sizeof(T)), sizeof(A)));
     depthwise_size_ = rounded(plan_.depthwise.scratch_size());
     pointwise_size_ = pixels_ ? pixels_->scratch_size() : direct_->scratch_size();
   }

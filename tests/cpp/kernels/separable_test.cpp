@@ -46,11 +46,9 @@ bool check_strips(const cpu::KernelTable& table, const Case& c, int64_t outputs,
   const Tensor<double> expected = reference(p, hidden, pointwise, bias.data.get(), output).output;
 
   View<T> to = output.mutable_view();
-  to.spatial = {{0, 0, channels_last ? outputs : 1}};
-  to.c = channels_last ? 1 : plan->positions();
-  const View<const T> between_view = hidden.view();
-  const auto pixels =
-      cpu::plan_pixels<T>(p, false, {channels_last ? 1 : plan->positions(), between_view.spatial[2]}, cpu::layout(to));
+  to.c = plan->output().channel;
+  to.spatial = {{0, 0, plan->output().column}};
+  const auto pixels = cpu::plan_strip_pixels<T>(*plan, cpu::strip_positions(plan->strip_box(0)));
   Buffer<A> depthwise(plan->depthwise.weight_size()), panels(pixels ? pixels->weight_size() : 1);
   kernels.depthwise.pack_weight(plan->depthwise, weight.view(), depthwise.data);
   if (pixels)
