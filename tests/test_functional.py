@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -380,3 +381,39 @@ def test_any_strides(isa: str, n: int, dtype: torch.dtype) -> None:
             packed = (grad_output.contiguous(), input.contiguous(), weight)
             for a, b in zip(ours, torch.ops.torch_ext.conv_backward(*packed, *numbers), strict=True):
                 assert torch.equal(a, b)
+
+
+# Separable convolution in pieces
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("size", "kernel", "arguments"),
+    [
+        ((1, 8, 201, 190), (3, 3), {"padding": 1}),
+        ((2, 8, 190, 210), (7, 5), {"padding": ((2, 5), (0, 3)), "dilation": (2, 1)}),
+        ((1, 8, 402, 501), (3, 2), {"stride": (2, 3), "padding": ((2, 0), (1, 1))}),
+        ((1, 8, 500, 400), (1, 2), {"stride": (3, 2)}),
+        ((1, 8, 60, 700), (3, 9), {"padding": "same"}),
+        ((1, 8, 44000), (31,), {"padding": "causal"}),
+        ((1, 8, 10, 70, 60), (3, 3, 3), {"padding": 1}),
+    ],
+)
+def test_separable_of_large_images_is_exact(
+    size: tuple[int, ...], kernel: tuple[int, ...], arguments: dict[str, Any], layout: str, isa: str
+) -> None:
+    """Cut between rows: their neighbours' terms are all there, once."""
+    n, ones = len(kernel), (1,) * len(kernel)
+    factors = [integers(*shape) for shape in (size, (16, 1, *kernel), (8, 16, *ones))]
+    factors = [testing.LAYOUTS[layout](t).requires_grad_() for t in factors]
+    output = getattr(functional, f"separable_conv{n}d")(*factors, **arguments)
+    copies = leaves(factors, torch.float64)
+    hidden = reference.depthwise_conv(*copies[:2], **arguments)
+    assert hidden.numel() / hidden.shape[0] * 4 > 2 << 20
+    expected = reference.group_conv(hidden, copies[2])
+    # Sums of a sparse gradient are exact, too.
+    grad_output = integers(*output.shape, dtype=torch.float32) * (torch.rand(output.shape) < 1e-3)
+    ours = torch.autograd.grad(output, factors, grad_output)
+    theirs = torch.autograd.grad(expected, copies, grad_output.double())
+    for a, b in zip((output, *ours), (expected, *theirs), strict=True):
+        assert torch.equal(a, b.float())

@@ -62,11 +62,11 @@ def test_bit_equal_for_any_number_of_threads(name: str, layout: str, dtype: torc
 @pytest.mark.parametrize("isa", [isa for isa in testing.isas() if isa != "avx512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(3, 17, 40, 40), (2, 8, 5, 24, 24), (2, 9, 3000)])
+@pytest.mark.parametrize("size", [(3, 17, 40, 40), (1, 8, 300, 250), (2, 8, 5, 24, 24), (2, 9, 3000)])
 def test_separable_is_bit_equal_for_any_number_of_threads(
     size: tuple[int, ...], layout: str, dtype: torch.dtype, isa: str
 ) -> None:
-    """Of several strips, and of several chunks of images in backward."""
+    """Of several strips, and of several pieces in backward."""
     n, channels, generator = len(size) - 2, size[1], torch.Generator().manual_seed(0)
     make = lambda *size: torch.randn(*size, generator=generator).to(dtype)  # noqa: E731
     input = testing.LAYOUTS[layout](make(*size))

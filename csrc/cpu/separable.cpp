@@ -6,15 +6,16 @@
 #include "depthwise.h"
 #include "direct.h"
 #include "isa.h"
+#include "kernels/pieces.h"
 #include "kernels/separable.h"
 #include "launch.h"
 #include "ops/aten.h"
 #include "ops/call.h"
 #include "ops/check.h"
 
-// separable_conv and separable_conv_backward on the CPU. Forward goes by strips (kernels/separable.h), or in two steps,
-// as backward does, with some images at a time: what lies between the steps stays in a cache, and takes no more memory
-// than that. It is not kept, but computed again in backward.
+// separable_conv and separable_conv_backward on the CPU. Forward goes by strips (kernels/separable.h) or, as backward
+// does, in two steps, a piece at a time (kernels/pieces.h): what lies between the steps stays in a cache, and takes no
+// more memory than that. It is not kept, but computed again in backward.
 namespace torch_ext::cpu {
 namespace {
 
@@ -26,43 +27,30 @@ using Separable = ops::SeparableGeometry<int64_t>;
 
 // Of what lies between the steps. PyTorch's pointwise convolution prepares its weight in each call, and its results are
 // copied if there are several: that is only to bound memory.
-constexpr int64_t kChunkBytes = 2 << 20, kPytorchChunkBytes = 64 << 20;
+constexpr int64_t kPieceBytes = 2 << 20, kPytorchPieceBytes = 64 << 20;
 
-// Images first, ..., first + count - 1.
-struct Chunk {
-  int64_t first, count;
-  Separable g;
+// How a call goes.
+struct Way {
+  Way(const Separable& g, const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight)
+      : channels_last(ops::wants_channels_last(input, depthwise_weight, pointwise_weight)) {
+    const DType dtype = dtype_of(input);
+    two_ops = is_empty(g.depthwise) || is_empty(g.pointwise);
+    for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight})
+      two_ops |= select_kernel(g.depthwise, dtype, isa(), pass) != Kernel::kDepthwise;
+    direct = select_kernel(g.pointwise, dtype, isa(), Pass::kForward) == Kernel::kDirect;  // the same in all passes
+  }
+  Pieces pieces(const Separable& g, const Tensor& input) const {
+    return {g.depthwise, input.element_size(), direct ? kPieceBytes : kPytorchPieceBytes};
+  }
 
-  Tensor of(const Tensor& tensor) const { return tensor.narrow(0, first, count); }
+  bool channels_last;
+  bool two_ops;  // one after the other: there is nothing to compute, or the first step has no kernel of ours
+  bool direct;   // the second step is ours, too
 };
 
-int64_t positions(const Separable& g) { return g.pointwise.in[0] * g.pointwise.in[1] * g.pointwise.in[2]; }
-
-int64_t chunk_count(const Separable& g, int64_t element_bytes, int64_t chunk_bytes) {
-  const int64_t image = g.pointwise.in_channels * positions(g) * element_bytes;
-  return ceil_div(g.pointwise.batch, std::clamp<int64_t>(chunk_bytes / image, 1, g.pointwise.batch));
-}
-
-template <class Body>
-void for_each_chunk(const Separable& g, int64_t chunks, const Body& body) {
-  for (int64_t i = 0; i < chunks; ++i) {
-    const Range images = part(g.pointwise.batch, chunks, i);
-    Chunk chunk{images.begin, size(images), g};
-    chunk.g.depthwise.batch = chunk.g.pointwise.batch = chunk.count;
-    body(chunk);
-  }
-}
-
-// Whether the depthwise kernels serve the first step, in all passes. Else the two ops run one after the other.
-bool has_depthwise_step(const Separable& g, DType dtype) {
-  for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight})
-    if (select_kernel(g.depthwise, dtype, isa(), pass) != Kernel::kDepthwise) return false;
-  return true;
-}
-
-// The same in all passes.
-bool has_direct_step(const Separable& g, DType dtype) {
-  return select_kernel(g.pointwise, dtype, isa(), Pass::kForward) == Kernel::kDirect;
+// Of images, the rows along an axis.
+Tensor rows_of(const Tensor& tensor, Range images, int axis, Range rows) {
+  return tensor.narrow(0, images.begin, size(images)).narrow(tensor.dim() - 3 + axis, rows.begin, size(rows));
 }
 
 // The numbers of the pointwise step.
@@ -73,14 +61,14 @@ struct Ones {
 
 c10::SymIntArrayRef symbolic(IntArrayRef list) { return c10::fromIntArrayRefSlow(list); }
 
-// A weight gradient that chunks add to, in their order, in the type of the sums.
+// A weight gradient that pieces add to, in their order, in the type of the sums.
 class GradWeight {
  public:
-  GradWeight(Tensor& result, int64_t chunks) : result_(result), chunks_(chunks) {}
+  GradWeight(Tensor& result, int64_t pieces) : result_(result), pieces_(pieces) {}
 
   template <class Compute>
   void add(const Compute& compute) {
-    if (chunks_ == 1) return compute(result_);
+    if (pieces_ == 1) return compute(result_);
     const auto wide = result_.options().dtype(result_.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
     Tensor term = at::empty(result_.sizes(), wide);
     compute(term);
@@ -94,11 +82,11 @@ class GradWeight {
 
  private:
   Tensor& result_;
-  const int64_t chunks_;
+  const int64_t pieces_;
   Tensor total_;
 };
 
-// Forward, by strips. False, and nothing done, where chunks are better.
+// Forward, by strips. False, and nothing done, where pieces are better.
 bool forward_by_strips(const Separable& g, const Tensor& input, const Tensor& depthwise_weight,
                        const Tensor& pointwise_weight, const Tensor& bias, bool channels_last, const Tensor& output) {
   bool done = false;
@@ -108,7 +96,7 @@ bool forward_by_strips(const Separable& g, const Tensor& input, const Tensor& de
     const auto plan = plan_separable<T>(g.depthwise, g.pointwise, layout(from), channels_last);
     if (!plan) return;
     done = true;
-    const int64_t image = positions(g) * g.pointwise.out_channels;
+    const int64_t image = plan->positions() * g.pointwise.out_channels;
     const auto [channel, column] = plan->output();
     const View<T> to{static_cast<T*>(output.mutable_data_ptr()), image, channel, {{0, 0, column}}};
     const auto& kernels = table().of<T>();
@@ -150,35 +138,39 @@ bool goes_by_strips(const Separable& g, const Tensor& input, bool channels_last)
   return result;
 }
 
-bool is_empty(const Separable& g) { return cpu::is_empty(g.depthwise) || cpu::is_empty(g.pointwise); }
-
 Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
                       const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding,
                       IntArrayRef dilation) {
   const Separable g = ops::check_separable<int64_t>("separable_conv", input, depthwise_weight, pointwise_weight, bias,
                                                     stride, padding, dilation);
-  const DType dtype = dtype_of(input);
+  const Way way(g, input, depthwise_weight, pointwise_weight);
   const Ones ones(stride);
-  if (is_empty(g) || !has_depthwise_step(g, dtype)) {
+  if (way.two_ops) {
     const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups);
     return conv(hidden, pointwise_weight, bias, ones.stride, ones.padding, ones.stride, 1);
   }
-  const bool channels_last = ops::wants_channels_last(input, depthwise_weight, pointwise_weight);
-  const bool direct = has_direct_step(g, dtype);
-  Tensor output = ops::empty_output(input, g.pointwise, channels_last);
+  Tensor output = ops::empty_output(input, g.pointwise, way.channels_last);
   const Tensor own_bias = bias && bias->defined() ? bias->contiguous() : Tensor();
-  if (direct && forward_by_strips(g, input, depthwise_weight, pointwise_weight, own_bias, channels_last, output))
+  if (way.direct &&
+      forward_by_strips(g, input, depthwise_weight, pointwise_weight, own_bias, way.channels_last, output))
     return output;
-  const int64_t chunks = chunk_count(g, input.element_size(), direct ? kChunkBytes : kPytorchChunkBytes);
-  for_each_chunk(g, chunks, [&](const Chunk& chunk) {
-    Tensor hidden = ops::empty_output(input, chunk.g.depthwise, channels_last);
-    depthwise_forward(chunk.g.depthwise, chunk.of(input), depthwise_weight, {}, hidden);
-    Tensor images = chunk.of(output);
-    if (direct) return direct_forward(chunk.g.pointwise, hidden, pointwise_weight, bias, images);
+  const Pieces pieces = way.pieces(g, input);
+  const int axis = pieces.axis();
+  for (int64_t i = 0; i < pieces.count(); ++i) {
+    const auto [images, rows, source, target, reach] = pieces.piece(i);
+    const Geometry first = part_of(g.depthwise, images, axis, source, rows);
+    const Geometry second = part_of(g.pointwise, images, axis, rows, rows);
+    Tensor hidden = ops::empty_output(input, first, way.channels_last);
+    depthwise_forward(first, rows_of(input, images, axis, source), depthwise_weight, {}, hidden);
+    Tensor part = rows_of(output, images, axis, rows);
+    if (way.direct) {
+      direct_forward(second, hidden, pointwise_weight, bias, part);
+      continue;
+    }
     const Tensor computed = ops::aten_conv(hidden, pointwise_weight, bias, symbolic(ones.stride),
                                            symbolic(ones.padding), symbolic(ones.stride), 1);
-    chunks == 1 ? move_into(output, computed) : void(images.copy_(computed));
-  });
+    pieces.count() == 1 ? move_into(output, computed) : void(part.copy_(computed));
+  }
   return output;
 }
 
@@ -188,10 +180,10 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
                                            SeparableMask mask) {
   const Separable g = ops::check_separable_backward<int64_t>(
       "separable_conv_backward", grad_output, input, depthwise_weight, pointwise_weight, stride, padding, dilation);
-  const DType dtype = dtype_of(input);
+  const Way way(g, input, depthwise_weight, pointwise_weight);
   const Ones ones(stride);
   const bool wants_hidden = mask[0] || mask[1];  // its gradient
-  if (is_empty(g) || !has_depthwise_step(g, dtype)) {
+  if (way.two_ops) {
     const Tensor hidden =
         mask[2] ? conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups)
                 : ops::empty_output(input, g.depthwise, ops::wants_channels_last(input, depthwise_weight));
@@ -215,33 +207,46 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
   }
   if (!wants_hidden && !mask[2]) return {gradients[0], gradients[1], gradients[2], gradients[3]};
 
-  const bool channels_last = ops::wants_channels_last(input, depthwise_weight, pointwise_weight);
-  const bool direct = has_direct_step(g, dtype);
-  const int64_t chunks = chunk_count(g, input.element_size(), direct ? kChunkBytes : kPytorchChunkBytes);
-  GradWeight grad_depthwise(gradients[1], chunks), grad_pointwise(gradients[2], chunks);
-  for_each_chunk(g, chunks, [&](const Chunk& chunk) {
-    const Tensor images = chunk.of(input), grad_images = chunk.of(grad_output);
-    Tensor hidden = ops::empty_output(input, chunk.g.depthwise, channels_last), grad_hidden = hidden;
-    if (mask[2]) depthwise_forward(chunk.g.depthwise, images, depthwise_weight, {}, hidden);
-    if (direct) {
-      if (mask[2])
-        grad_pointwise.add([&](Tensor& sum) { direct_grad_weight(chunk.g.pointwise, grad_images, hidden, sum); });
-      if (wants_hidden)  // in the place of what is not needed any more
-        direct_grad_input(chunk.g.pointwise, grad_images, pointwise_weight, grad_hidden);
-    } else {
-      const auto [to_hidden, to_weight, _] =
-          ops::aten_conv_backward(grad_images, hidden, pointwise_weight, symbolic(ones.stride), symbolic(ones.padding),
-                                  symbolic(ones.stride), 1, {wants_hidden, mask[2], false});
-      if (mask[2]) grad_pointwise.add([&, &computed = to_weight](Tensor& sum) { sum.copy_(computed); });
-      grad_hidden = to_hidden;
+  const Pieces pieces = way.pieces(g, input);
+  const int axis = pieces.axis();
+  // PyTorch's gradient of the pointwise step's input (0) or weight (1).
+  const auto pointwise_backward = [&](const Tensor& grad, const Tensor& hidden, int which) {
+    const auto computed =
+        ops::aten_conv_backward(grad, hidden, pointwise_weight, symbolic(ones.stride), symbolic(ones.padding),
+                                symbolic(ones.stride), 1, {which == 0, which == 1, false});
+    return which == 0 ? std::get<0>(computed) : std::get<1>(computed);
+  };
+  GradWeight grad_depthwise(gradients[1], pieces.count()), grad_pointwise(gradients[2], pieces.count());
+  for (int64_t i = 0; i < pieces.count(); ++i) {
+    const auto [images, rows, source, target, reach] = pieces.piece(i);
+    const auto of = [axis, &images = images](const Tensor& t, Range r) { return rows_of(t, images, axis, r); };
+    const Geometry first = part_of(g.depthwise, images, axis, source, rows);
+    const Geometry second = part_of(g.pointwise, images, axis, rows, rows);
+    const Geometry reached = part_of(g.pointwise, images, axis, reach, reach);
+    const Tensor from = of(input, source), grad_rows = of(grad_output, rows), grad_reach = of(grad_output, reach);
+
+    // In one buffer: hidden's gradient takes the place of hidden when that is not needed any more.
+    Tensor grad_hidden = ops::empty_output(input, part_of(g.depthwise, images, axis, source, reach), way.channels_last);
+    const auto within = [&, &rows = rows, &reach = reach] {
+      return rows_of(grad_hidden, {0, grad_hidden.size(0)}, axis, {rows.begin - reach.begin, rows.end - reach.begin});
+    };
+    if (mask[2]) {
+      Tensor hidden = within();
+      depthwise_forward(first, from, depthwise_weight, {}, hidden);
+      grad_pointwise.add([&](Tensor& sum) {
+        way.direct ? direct_grad_weight(second, grad_rows, hidden, sum)
+                   : void(sum.copy_(pointwise_backward(grad_rows, hidden, 1)));
+      });
     }
-    if (mask[0]) {
-      Tensor grad_input = chunk.of(gradients[0]);
-      depthwise_grad_input(chunk.g.depthwise, grad_hidden, depthwise_weight, grad_input);
+    if (!wants_hidden) continue;
+    if (way.direct) direct_grad_input(reached, grad_reach, pointwise_weight, grad_hidden);
+    else grad_hidden = pointwise_backward(grad_reach, grad_hidden, 0);
+    if (mask[0] && size(target) > 0) {
+      Tensor to = of(gradients[0], target);
+      depthwise_grad_input(part_of(g.depthwise, images, axis, target, reach), grad_hidden, depthwise_weight, to);
     }
-    if (mask[1])
-      grad_depthwise.add([&](Tensor& sum) { depthwise_grad_weight(chunk.g.depthwise, grad_hidden, images, sum); });
-  });
+    if (mask[1]) grad_depthwise.add([&](Tensor& sum) { depthwise_grad_weight(first, within(), from, sum); });
+  }
   grad_depthwise.finish();
   grad_pointwise.finish();
   return {gradients[0], gradients[1], gradients[2], gradients[3]};
@@ -255,10 +260,10 @@ std::string which_separable_kernel(std::string_view op, const Tensor& input, con
   const Separable g = ops::check_separable<int64_t>(name.c_str(), input, depthwise_weight, pointwise_weight, bias,
                                                     stride, padding, dilation);
   const Pass pass = pass_of(name, output);
-  const DType dtype = dtype_of(input);
-  if (pass == Pass::kForward && !is_empty(g) && has_depthwise_step(g, dtype) && has_direct_step(g, dtype) &&
-      goes_by_strips(g, input, ops::wants_channels_last(input, depthwise_weight, pointwise_weight)))
+  const Way way(g, input, depthwise_weight, pointwise_weight);
+  if (pass == Pass::kForward && !way.two_ops && way.direct && goes_by_strips(g, input, way.channels_last))
     return isa() == Isa::kScalar ? "separable/scalar" : "separable/avx2";
+  const DType dtype = dtype_of(input);
   return kernel_name(select_kernel(g.depthwise, dtype, isa(), pass), padding) + " + " +
          kernel_name(select_kernel(g.pointwise, dtype, isa(), pass), {});
 }

@@ -1,5 +1,7 @@
 #include "cpu/kernels/separable.h"
 
+#include "cpu/kernels/pieces.h"
+
 #include "kernel_case.h"
 
 namespace torch_ext::test {
@@ -101,6 +103,53 @@ TEST_P(Separable, Strips) {
       check_types({1, 16, 16, 16, {1, 3000}, {1, kernel}, {1, stride}, {0, 0, pad, 0}, {1, 1}}, 8);
     }
   EXPECT_GT(checked, 500);
+}
+
+// Every row is computed once, from all rows that it depends on. Gives the number of pieces.
+int64_t check_pieces(const Geometry& g, int64_t most) {
+  const cpu::Pieces pieces(g, 4, most);
+  const int a = pieces.axis();
+  SCOPED_TRACE(detail::text("axis ", a, ", out ", g.out[a], ", kernel ", g.kernel[a], ", stride ", g.stride[a],
+                            ", dilation ", g.dilation[a], ", padding ", g.pad_before[a], ", most ", most));
+  std::vector<int> outputs(g.batch * g.out[a]), inputs(g.batch * g.in[a]);
+  const auto within = [](int64_t row, Range r) { return r.begin <= row && row < r.end; };
+  for (int64_t i = 0; i < pieces.count(); ++i) {
+    const cpu::Piece p = pieces.piece(i);
+    EXPECT_LE(p.reach.begin, p.hidden.begin);
+    EXPECT_GE(p.reach.end, p.hidden.end);
+    EXPECT_GE(cpu::part_of(g, p.images, a, p.source, p.hidden).pad_before[a], 0);
+    EXPECT_TRUE(cpu::size(p.target) <= 0 || cpu::part_of(g, p.images, a, p.target, p.reach).pad_before[a] >= 0);
+    for (int64_t n = p.images.begin; n < p.images.end; ++n) {
+      for (int64_t row = p.hidden.begin; row < p.hidden.end; ++row) ++outputs[n * g.out[a] + row];
+      for (int64_t row = p.target.begin; row < p.target.end; ++row) ++inputs[n * g.in[a] + row];
+    }
+    for (int64_t out = 0; out < g.out[a]; ++out)
+      for (int64_t tap = 0; tap < g.kernel[a]; ++tap) {
+        const int64_t in = out * g.stride[a] + tap * g.dilation[a] - g.pad_before[a];
+        if (in < 0 || in >= g.in[a]) continue;
+        EXPECT_TRUE(!within(out, p.hidden) || within(in, p.source)) << out << " " << in;
+        EXPECT_TRUE(!within(in, p.target) || within(out, p.reach)) << out << " " << in;
+      }
+  }
+  EXPECT_EQ(std::count(outputs.begin(), outputs.end(), 1), std::ssize(outputs));
+  EXPECT_EQ(std::count(inputs.begin(), inputs.end(), 1), std::ssize(inputs));
+  return pieces.count();
+}
+
+TEST(SeparablePieces, EveryRowOnce) {
+  int cut = 0;
+  for (int64_t kernel : {1, 2, 3, 7})
+    for (int64_t stride : {1, 2, 3, 5})
+      for (int64_t dilation : {1, 2})
+        for (int64_t before : {0, 1, 6, 20})
+          for (int64_t after : {0, 2}) {
+            const int64_t b = before, d = dilation, k = kernel, s = stride;
+            const Case tall{2, 4, 4, 4, {61, 30}, {k, k}, {s, s}, {b, after, b, after}, {d, d}};
+            const Case wide{1, 4, 8, 4, {9, 20, 60}, {1, 2, k}, {1, 1, s}, {0, 1, 0, 1, b, after}, {1, 1, d}};
+            for (const Case& c : {tall, wide})
+              for (int64_t most : {1, 1000, 10000, 1 << 20}) cut += check_pieces(c.geometry(), most) > c.batch;
+          }
+  EXPECT_GT(cut, 300);
 }
 
 }  // namespace
