@@ -282,3 +282,17 @@ def test_no_call_crashes_the_process(seed: int) -> None:
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     assert 1000 < int(process.stdout) < 6000
+
+
+def test_huge_strides_never_reach_pytorch() -> None:
+    """Whose library dies of them."""
+    for n, stride, channels in ((1, 100000, 8), (1, 70000, 65), (2, 2**40, 65)):
+        input, weight = torch.randn(2, channels, *(6,) * n), torch.randn(channels, channels, *(3,) * n)
+        tensors = [input.requires_grad_(), weight.requires_grad_()]
+        output = getattr(torch_ext, f"group_conv{n}d")(*tensors, stride=stride)
+        expected = torch.einsum("nck,ock->no", input[..., :3].flatten(2), weight.flatten(2)) if n == 1 else None
+        assert output.shape == (2, channels, *(1,) * n)
+        if expected is not None:
+            torch.testing.assert_close(output.flatten(1), expected, rtol=1e-4, atol=1e-4)
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(output.sum(), tensors))
+        assert "aten" not in torch_ext.which_kernel(f"group_conv{n}d", *tensors, stride=stride)

@@ -387,6 +387,32 @@ def test_any_strides(isa: str, n: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("outputs", [1, 8, 100])
+@pytest.mark.parametrize("size", [(1,), (2,), (1, 1), (2, 1), (1, 2), (2, 2), (1, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_separable_of_tiny_images_is_exact(
+    dtype: torch.dtype, size: tuple[int, ...], outputs: int, layout: str, isa: str
+) -> None:
+    """Whose axes are as short as the ones that they lack; also where the pointwise step is PyTorch's, or depthwise."""
+    n = len(size)
+    for channels in (1, 8, 80):
+        shapes = (3, channels, *size), (channels, 1, *(3,) * n), (outputs, channels, *(1,) * n)
+        factors = [testing.LAYOUTS[layout](integers(*shape, dtype=dtype) / 4).requires_grad_() for shape in shapes]
+        output = getattr(functional, f"separable_conv{n}d")(*factors, padding=1)
+        copies = leaves(factors, torch.float64)
+        expected = reference.separable_conv(*copies, padding=1)
+        assert_close(output, expected)
+        grad_output = integers(*output.shape, dtype=dtype)
+        ours = torch.autograd.grad(output, factors, grad_output)
+        theirs = torch.autograd.grad(expected, copies, grad_output.double())
+        for a, b in zip(ours, theirs, strict=True):
+            if dtype == torch.float32:
+                assert torch.equal(a, b.float())
+            else:
+                torch.testing.assert_close(a.double(), b, rtol=0.02, atol=0.02 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     ("size", "kernel", "arguments"),
     [

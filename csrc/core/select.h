@@ -21,7 +21,7 @@
 //
 //   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
 //   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
-//   In float64, groups of 128 inputs and more are PyTorch's.
+//   In float64, wider groups of 128 inputs and more are PyTorch's. Strides over 1000 are never PyTorch's.
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
@@ -72,10 +72,18 @@ bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
   return g.in_channels <= 64 || g.out_channels >= g.in_channels * 6;
 }
 
+// oneDNN dies of some strides of 70000 and more, or does not come back; nobody has one on purpose.
+template <class Int>
+bool has_huge_stride(const ConvGeometry<Int>& g) {
+  for (int axis = 0; axis < 3; ++axis)
+    if (detail::known(g.stride[axis]).value_or(1) > 1000) return true;
+  return false;
+}
+
 // Whether PyTorch's kernel is the one for sure, as far as channels tell: in 16 bit that depends on the instruction set.
 template <class Int>
 bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
-  if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g)) return false;
+  if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g) || has_huge_stride(g)) return false;
   // PyTorch calls a matrix product for each group, which pays where it is large.
   if (dtype == DType::kFloat64) return g.groups == 1 || g.in_per_group() >= 128;
   return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
@@ -83,6 +91,7 @@ bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
 
 inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass) {
   const bool avx512 = isa == Isa::kAvx512;
+  if (has_huge_stride(g)) return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kDirect;
   if (is_depthwise(g)) {
     const bool nearly_dense = dtype == DType::kFloat32 && is_nearly_dense(g);
     return nearly_dense || (avx512 && has_pytorch_kernel(g, dtype, pass)) ? Kernel::kAten : Kernel::kDepthwise;

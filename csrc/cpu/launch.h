@@ -67,7 +67,8 @@ template <class T>
 View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
   if constexpr (std::same_as<T, Acc<T>>)
     if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
-  *storage = weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat).contiguous();
+  *storage =
+      weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat, false, true, at::MemoryFormat::Contiguous);
   return *with_even_taps(g, view<const Acc<T>>(*storage));
 }
 

@@ -14,8 +14,9 @@
 #include "ops/check.h"
 
 // separable_conv and separable_conv_backward on the CPU. Forward goes by strips (kernels/separable.h) or, as backward
-// does, in two steps, a piece at a time (kernels/pieces.h): what lies between the steps stays in a cache, and takes no
-// more memory than that. It is not kept, but computed again in backward.
+// does, in two steps, a piece at a time (kernels/pieces.h), so that what lies between the steps stays in a cache. It is
+// not kept, but computed again in backward. Where the first step has no kernel of ours, the two ops run one after the
+// other.
 namespace torch_ext::cpu {
 namespace {
 
@@ -37,14 +38,16 @@ struct Way {
     two_ops = is_empty(g.depthwise) || is_empty(g.pointwise);
     for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight})
       two_ops |= select_kernel(g.depthwise, dtype, isa(), pass) != Kernel::kDepthwise;
-    direct = select_kernel(g.pointwise, dtype, isa(), Pass::kForward) == Kernel::kDirect;  // the same in all passes
+    const Kernel second = select_kernel(g.pointwise, dtype, isa(), Pass::kForward);  // the same in all passes
+    two_ops |= second == Kernel::kDepthwise;                                         // of one channel
+    direct = second == Kernel::kDirect;
   }
   Pieces pieces(const Separable& g, const Tensor& input) const {
     return {g.depthwise, input.element_size(), direct ? kPieceBytes : kPytorchPieceBytes};
   }
 
   bool channels_last;
-  bool two_ops;  // one after the other: there is nothing to compute, or the first step has no kernel of ours
+  bool two_ops;  // one after the other: there is nothing to compute, or no kernel of ours
   bool direct;   // the second step is ours, too
 };
 

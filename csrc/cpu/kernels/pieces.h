@@ -5,27 +5,30 @@
 
 namespace torch_ext::cpu {
 
-// Rows of what lies between the steps (hidden) and of the input; each belongs to one piece.
+// Rows of what lies between the steps (hidden), and of the input.
 struct Piece {
   Range images;
-  Range hidden, source;  // what is computed in forward, and the rows of the input that this takes
-  Range target,
-      reach;  // whose gradient is computed in backward, and the rows of hidden's that this takes; with `hidden`
+  // Each row of hidden is in one piece, which computes it from these rows of the input.
+  Range hidden, source;
+  // Each row of the input is in one piece, which computes its gradient from these rows of hidden's; with `hidden`.
+  Range target, reach;
 };
 
 class Pieces {
  public:
-  // Of at most `most` bytes of hidden, where rows are narrow enough.
+  // Of at most `most` bytes of hidden, or one row, or four times as many as two pieces share. Only a whole image where
+  // the kernel fits into the padding.
   Pieces(const ConvGeometry<int64_t>& depthwise, int64_t element_bytes, int64_t most) : g_(depthwise) {
     const Triple<int64_t>& size = g_.out;
     const int64_t image = g_.out_channels * size[0] * size[1] * size[2] * element_bytes;
     images_ = std::clamp<int64_t>(most / image, 1, g_.batch);
-    axis_ = 0;
+    axis_ = 3 - g_.dims;
     while (2 * size[axis_] < std::max({size[0], size[1], size[2]})) ++axis_;
     rows_ = size[axis_];
     if (image <= most || g_.pad_before[axis_] >= extent() || g_.pad_after[axis_] >= extent()) return;
     // A piece computes some rows of hidden's gradient that its neighbour computes, too: few of many.
-    const int64_t shared = ceil_div(std::max<int64_t>(extent() - g_.stride[axis_], 0), g_.stride[axis_]);
+    const int64_t shared =
+        std::min(ceil_div(std::max<int64_t>(extent() - g_.stride[axis_], 0), g_.stride[axis_]), rows_);
     rows_ = std::clamp<int64_t>(std::max(most / (image / size[axis_]), 4 * shared), 1, size[axis_]);
   }
 

@@ -111,6 +111,7 @@ int64_t check_pieces(const Geometry& g, int64_t most) {
   const int a = pieces.axis();
   SCOPED_TRACE(detail::text("axis ", a, ", out ", g.out[a], ", kernel ", g.kernel[a], ", stride ", g.stride[a],
                             ", dilation ", g.dilation[a], ", padding ", g.pad_before[a], ", most ", most));
+  EXPECT_GE(a, 3 - g.dims);
   std::vector<int> outputs(g.batch * g.out[a]), inputs(g.batch * g.in[a]);
   const auto within = [](int64_t row, Range r) { return r.begin <= row && row < r.end; };
   for (int64_t i = 0; i < pieces.count(); ++i) {
@@ -150,6 +151,10 @@ TEST(SeparablePieces, EveryRowOnce) {
               for (int64_t most : {1, 1000, 10000, 1 << 20}) cut += check_pieces(c.geometry(), most) > c.batch;
           }
   EXPECT_GT(cut, 300);
+  for (int64_t size : {1, 2, 3}) {
+    check_pieces(Case{2, 4, 4, 4, {size}, {1}, {1}, {0, 0}, {1}}.geometry(), 4);
+    check_pieces(Case{2, 4, 4, 4, {2, size}, {1, 1}, {1, 1}, {0, 0, 0, 0}, {1, 1}}.geometry(), 4);
+  }
 }
 
 }  // namespace
