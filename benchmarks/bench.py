@@ -49,7 +49,7 @@ def batches(layer: Layer, wanted: list[int]) -> list[int]:
 def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: int, seconds: float, plain) -> dict:
     """One row of the results."""
     layer, batch = problem.layer, problem.tensors[0].size(0)
-    sides = dict(zip(("torch", "ours", "two_ops"), calls[pass_name]))
+    sides = dict(zip(("torch", "ours", problem.third), calls[pass_name]))
     if dtype != "float32":
         sides["float32"] = plain[pass_name][1]
     times = dict(zip(sides, machine.least([*sides.values()], seconds)))
@@ -76,7 +76,7 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "roofline": least_s / ours_s,
         "kernel": problem.kernel(dtype, pass_name),
     }
-    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops") if name in times}
+    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops", "plain") if name in times}
     least_of = floors(layer, batch, layout, dtype, pass_name)
     row["misses"] = {name: f"{row[name]:.2f} < {floor:.2f}" for name, floor in least_of.items() if row[name] < floor}
     if row["ratio"] < guard(torch_s):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONV_PASSES = ("forward", "grad_input", "grad_weight")
-PASSES = (*CONV_PASSES, "training")  # a separable layer's: forward, and forward with backward
+PASSES = (*CONV_PASSES, "training")  # separable and deformable layers: forward, and forward with backward
 
 
 @dataclass(frozen=True)
 class Layer:
     name: str
-    op: str  # of the benchmark: depthwise, transposed, group, dilated, pointwise, conv or separable
+    op: str  # of the benchmark: depthwise, transposed, group, dilated, pointwise, conv, separable or deform
     in_channels: int
     out_channels: int
     groups: int
@@ -22,6 +22,7 @@ class Layer:
     padding: tuple[tuple[int, int], ...]  # of each axis: before, after
     dilation: tuple[int, ...]
     network: str
+    offset_groups: int = 1  # deform
 
     @property
     def symmetric(self) -> bool:
@@ -62,12 +63,10 @@ def _axes(text: str, dims: int) -> tuple[int, ...]:
 
 
 def read_layers() -> list[Layer]:
-    """Of the ops that are convolutions; each depthwise layer also as a transposed one, where PyTorch has its like."""
+    """Each depthwise layer also as a transposed one, where PyTorch has its like."""
     lines = Path(__file__).with_name("layers.csv").read_text().splitlines()
     layers = []
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-        if row["op"] == "deform":
-            continue
         spatial = tuple(int(size) for size in row["spatial"].split("x"))
         dims = len(spatial)
         sides = [_axes(side, dims) for side in row["padding"].split(":")]
@@ -84,6 +83,7 @@ def read_layers() -> list[Layer]:
                 padding=tuple(zip(sides[0], sides[-1])),
                 dilation=_axes(row["dilation"], dims),
                 network=row["network"],
+                offset_groups=int(row["offset_groups"] or 1),
             )
         )
     transposed = [layer for layer in layers if _has_transposed(layer)]
@@ -98,6 +98,8 @@ def family(layer: Layer) -> str:
     """The row of FLOORS that a layer belongs to."""
     if layer.op == "separable":
         return "separable, C <= 128" if layer.in_channels <= 128 else "separable, wide"
+    if layer.op == "deform":
+        return "deformable"
     if layer.op == "group":
         per_group = layer.in_channels // layer.groups
         return "group, 2-7" if per_group < 8 else "group, 8-15" if per_group < 16 else "PyTorch's"
@@ -154,8 +156,11 @@ def guard(torch_seconds: float) -> float:
 
 
 def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str) -> dict[str, float]:
-    """The least ratio, share of the roofline, of our float32 speed, of two ops' speed; what is not asked is missing."""
+    """The least ratio, share of the roofline, of the speed of our float32, of two ops, of a plain convolution."""
     name = family(layer)
+    if layer.op == "deform":  # at most so many times a plain convolution's time
+        of_plain = {"of_plain": 1 / (2.5 if pass_name == "training" else 1.8)}
+        return of_plain if dtype in ("float32", "float64") else {**of_plain, "of_float32": 0.9}
     if layer.op == "separable":
         if dtype != "float32":
             return {}

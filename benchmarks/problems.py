@@ -5,10 +5,11 @@ from itertools import product
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from layers import CONV_PASSES, Layer
 
 Result = torch.Tensor | tuple[torch.Tensor, ...]
-Calls = tuple[Callable[[], Result], ...]  # PyTorch's, ours; and of a separable layer ours as two ops
+Calls = tuple[Callable[[], Result], ...]  # PyTorch's, ours; and of some layers a third, to be compared with
 
 
 def integers(*shape: int) -> torch.Tensor:
@@ -18,6 +19,8 @@ def integers(*shape: int) -> torch.Tensor:
 
 class Problem:
     """Tensors of a layer: x -> y is the convolution; a transposed layer goes from y to x."""
+
+    third = ""
 
     def __init__(self, layer: Layer, batch: int) -> None:
         self.layer = layer
@@ -134,6 +137,8 @@ class Problem:
 class SeparableProblem:
     """A separable layer: forward, and a training step, forward with all gradients."""
 
+    third = "two_ops"  # ours
+
     def __init__(self, layer: Layer, batch: int) -> None:
         self.layer, ones = layer, (1,) * len(layer.spatial)
         self.tensors = [
@@ -185,8 +190,62 @@ class SeparableProblem:
         return torch.ops.torch_ext._which_separable_kernel(f"separable_conv{n}d", *tensors, None, *numbers, output)
 
 
-def make_problem(layer: Layer, batch: int) -> Problem | SeparableProblem:
-    return (SeparableProblem if layer.op == "separable" else Problem)(layer, batch)
+class DeformProblem:
+    """A deformable layer with a mask, against torchvision's, and a plain convolution of the same size in float32."""
+
+    third = "plain"
+
+    def __init__(self, layer: Layer, batch: int) -> None:
+        self.layer = layer
+        samples = layer.offset_groups * layer.taps
+        self.tensors = [
+            integers(batch, layer.in_channels, *layer.spatial),
+            integers(batch, 2 * samples, *layer.out_spatial) / 4,  # sums of quarters are exact, too
+            integers(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
+            integers(batch, samples, *layer.out_spatial),
+        ]
+        self.grad_output = integers(batch, layer.out_channels, *layer.out_spatial)
+
+    def expected(self) -> dict[str, Result]:
+        return {name: calls[0]() for name, calls in self.calls("float64", "contiguous").items()}
+
+    def calls(self, dtype: str, layout: str) -> dict[str, Calls]:
+        numbers = [list(self.layer.stride), [before for before, _ in self.layer.padding], list(self.layer.dilation)]
+        # torchvision has no bfloat16, and is slow in float16.
+        theirs = "float64" if dtype == "float64" else "float32"
+        given = {name: [_laid_out(t.to(getattr(torch, name)), layout) for t in (*self.tensors, self.grad_output)]
+                 for name in {dtype, theirs}}  # fmt: skip
+
+        def ours(x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torch.ops.torch_ext.deform_conv2d(x, offset, w, None, *numbers, mask)
+
+        def torchvisions(x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return torchvision.ops.deform_conv2d(x, offset, w, None, *map(tuple, numbers), mask)
+
+        def plain(x: torch.Tensor, offset: torch.Tensor, w: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return F.conv2d(x, w, None, *numbers, self.layer.groups)
+
+        sides = (torchvisions, theirs), (ours, dtype), (plain, theirs)
+
+        def forward(function: Callable[..., torch.Tensor], name: str) -> Callable[[], Result]:
+            return lambda: function(*given[name][:4])
+
+        def step(function: Callable[..., torch.Tensor], name: str) -> Callable[[], Result]:
+            leaves = [tensor.detach().requires_grad_() for tensor in given[name][:4]]
+            wanted = leaves[::2] if function is plain else leaves
+            return lambda: torch.autograd.grad(function(*leaves), wanted, given[name][4])
+
+        return {"forward": tuple(forward(*side) for side in sides), "training": tuple(step(*side) for side in sides)}
+
+    def kernel(self, dtype: str, pass_name: str) -> str:
+        return f"deform/{torch.ops.torch_ext._isa()}"
+
+
+AnyProblem = Problem | SeparableProblem | DeformProblem
+
+
+def make_problem(layer: Layer, batch: int) -> AnyProblem:
+    return {"separable": SeparableProblem, "deform": DeformProblem}.get(layer.op, Problem)(layer, batch)
 
 
 def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -196,7 +255,7 @@ def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def check(problem: Problem | SeparableProblem, expected: dict[str, Result], dtype: str, layout: str) -> None:
+def check(problem: AnyProblem, expected: dict[str, Result], dtype: str, layout: str) -> None:
     """Our results are the float64 ones, rounded once."""
     for name, (_, ours, *_) in problem.calls(dtype, layout).items():
         results, wanted = (value if isinstance(value, tuple) else (value,) for value in (ours(), expected[name]))

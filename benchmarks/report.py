@@ -13,6 +13,7 @@ import rich.table
 from layers import PASSES
 
 CONSOLE = rich.console.Console(highlight=False, width=170)
+SHARES = {"of_two_ops": "two ops", "of_plain": "plain"}  # their time / ours
 KEY = ("op", "layer", "batch", "layout", "dtype", "threads", "pass")
 
 
@@ -55,8 +56,9 @@ class Table:
         table = rich.table.Table(title=f"{first['op']} {first['layer']} ({first['family']})", title_justify="left")
         for name in self.COLUMNS:
             table.add_column(name, justify="left" if name in ("layout", "dtype", "pass") else "right")
-        if "of_two_ops" in first:
-            table.add_column("two ops", justify="right")
+        for share in SHARES:
+            if share in first:
+                table.add_column(SHARES[share], justify="right")
         if self.earlier:
             table.add_column("was", justify="right")
         table.add_column("kernel")
@@ -65,8 +67,7 @@ class Table:
             cells = [str(row[name]) for name in ("batch", "layout", "dtype", "threads", "pass")]
             cells += [f"{row[name]:.3f}" for name in ("torch_ms", "ours_ms")]
             cells += [f"{row['ratio']:.2f}", f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}", f"{row['roofline']:.2f}"]
-            if "of_two_ops" in row:
-                cells.append(f"{row['of_two_ops']:.2f}")
+            cells += [f"{row[share]:.2f}" for share in SHARES if share in row]
             if self.earlier:
                 old = self.earlier.get(tuple(row[key] for key in KEY))
                 cells.append(f"{old['ours_ms'] / row['ours_ms']:.2f}x" if old else "")
@@ -87,14 +88,15 @@ def print_summary(results: list[dict]) -> int:
         groups[row["op"], row["family"], row["layout"], row["dtype"]].append(row)
     CONSOLE.print("PyTorch / ours: geometric mean (least); share of the roofline", style="italic")
     table = rich.table.Table(box=rich.box.MARKDOWN)
-    for name in ("op", "family", "layout", "dtype", *PASSES, "of two ops", "roofline", "short", "below guard"):
+    shares = [f"of {name}" for name in SHARES.values()]
+    for name in ("op", "family", "layout", "dtype", *PASSES, *shares, "roofline", "short", "below guard"):
         table.add_column(name)
     for key, rows in groups.items():
         cells = []
         for name in PASSES:
             ratios = [row["ratio"] for row in rows if row["pass"] == name]
             cells.append(f"{geometric_mean(ratios):.2f} ({min(ratios):.2f})" if ratios else "")
-        for share in ("of_two_ops", "roofline"):
+        for share in (*SHARES, "roofline"):
             shares = [row[share] for row in rows if share in row]
             cells.append(f"{geometric_mean(shares):.2f} ({min(shares):.2f})" if shares else "")
         cells += [

@@ -60,6 +60,11 @@ TORCH_EXT_DECLARE(separable_conv, const at::Tensor& input, const at::Tensor& dep
                   const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias = {},
                   at::IntArrayRef stride = 1, const Padding& padding = 0, at::IntArrayRef dilation = 1);
 
+// offset [N, n*G*taps, *out] for G offset groups; mask [N, G*taps, *out], a factor of each sample.
+TORCH_EXT_DECLARE(deform_conv, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias = {}, at::IntArrayRef stride = 1, const Padding& padding = 0,
+                  at::IntArrayRef dilation = 1, const std::optional<at::Tensor>& mask = {});
+
 #undef TORCH_EXT_DECLARE
 #undef TORCH_EXT_EXPORT
 

@@ -87,12 +87,27 @@ def test_models() -> None:
 
 @pytest.mark.parametrize("layer", layers.read_layers(), ids=lambda layer: f"{layer.op}-{layer.name}")
 def test_layers_have_floors(layer: layers.Layer) -> None:
-    separable = layer.op == "separable"
-    for name in ("forward", "training") if separable else layers.CONV_PASSES:
+    special = {"separable": {"ratio", "of_two_ops"}, "deform": {"of_plain"}}
+    for name in ("forward", "training") if layer.op in special else layers.CONV_PASSES:
         for layout in ("contiguous", "channels_last"):
-            expected = {"ratio", "of_two_ops"} if separable else {"ratio", "roofline"}
+            expected = special.get(layer.op, {"ratio", "roofline"})
             assert set(layers.floors(layer, 1, layout, "float32", name)) == expected
-            assert separable or "ratio" in layers.floors(layer, 8, layout, "bfloat16", name)
+            assert layer.op in special or "ratio" in layers.floors(layer, 8, layout, "bfloat16", name)
+
+
+def test_deform_problem() -> None:
+    """Ours and torchvision's give the same, in a training step all gradients; a plain convolution is timed beside."""
+    layer = next(layer for layer in layers.read_layers() if layer.name == "dcnv2_r50_c5")
+    assert layer.offset_groups == 4
+    tiny = {"in_channels": 8, "out_channels": 5, "spatial": (7, 8)}
+    problem = problems.make_problem(layers.Layer(**{**vars(layer), **tiny}), 2)
+    for dtype in ("float32", "bfloat16"):
+        for layout in ("contiguous", "channels_last"):
+            problems.check(problem, problem.expected(), dtype, layout)
+            for pass_name, (theirs, ours, plain) in problem.calls(dtype, layout).items():
+                results = [result if isinstance(result, tuple) else (result,) for result in (theirs(), ours(), plain())]
+                assert [len(each) for each in results] == ([4, 4, 2] if pass_name == "training" else [1, 1, 1])
+                assert results[0][0].shape == results[1][0].shape
 
 
 def test_separable_problem() -> None:

@@ -10,7 +10,7 @@ import torch_ext
 from torch_ext.testing import CASES, Case
 
 # Finite differences in float64; the cases are small. Batch 0 has no elements to vary, expanded ones no single ones.
-SMALL = [case for case in CASES if case.input[0] > 0 and case.layout != "expanded"]
+SMALL = [case for case in CASES if case.input[0] > 0 and case.layout != "expanded"]  # random offsets are no integers
 
 
 def differentiable(case: Case) -> list[Tensor]:

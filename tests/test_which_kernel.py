@@ -208,8 +208,25 @@ def test_meta_and_cpu_agree(case: testing.Case) -> None:
     tensors = case.tensors(F32)
     on_meta = [tensor if tensor is None else tensor.to("meta") for tensor in tensors]
     for output in OUTPUTS:
-        answer = which_kernel(case.op, *tensors, output=output, **case.arguments)
-        assert answer == which_kernel(case.op, *on_meta, output=output, **case.arguments)
+        answers = [
+            which_kernel(case.op, *arguments, output=output, **named)
+            for arguments, named in (case.call(*tensors), case.call(*on_meta))
+        ]
+        assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_strided_groups_of_contiguous_tensors(n: int) -> None:
+    """Whose gradient of the input is PyTorch's."""
+    for inputs, outputs, stride, layout in itertools.product(
+        (4, 8, 15), (4, 8, 32), (1, 2), ("contiguous", "channels_last")
+    ):
+        input = testing.LAYOUTS[layout](torch.empty(2, 4 * inputs, *(9,) * n))
+        weight = torch.empty(4 * outputs, inputs, *(3,) * n)
+        for output in OUTPUTS:
+            answer = which_kernel(f"group_conv{n}d", input, weight, stride=stride, groups=4, output=output)
+            theirs = output == "grad_input" and min(inputs, outputs) >= 8 and stride > 1 and layout == "contiguous"
+            assert answer == (ATEN if theirs else "direct/avx2")
 
 
 def test_huge_call_is_not_run() -> None:
@@ -227,11 +244,11 @@ def test_independent_of_the_thread_count(name: str) -> None:
                 torch.set_num_threads(threads)
                 answers.append(
                     [
-                        which_kernel(case.op, *case.tensors(dtype), output=output, **case.arguments)
+                        which_kernel(case.op, *arguments, output=output, **named)
                         for case in testing.CASES
                         if case.dims == 2
                         for output in OUTPUTS
-                        for dtype in (F32, BF16)
+                        for arguments, named in (case.call(*case.tensors(dtype)) for dtype in (F32, BF16))
                     ]
                 )
     finally:
@@ -265,7 +282,7 @@ def test_isa_refuses_what_this_cpu_lacks() -> None:
 def test_bad_questions() -> None:
     tensors = meta(2, 4, 9), meta(4, 1, 3)
     for error in (RuntimeError, ValueError):
-        with pytest.raises(error, match="which_kernel: expected one of depthwise_conv1d.*got 'conv'"):
+        with pytest.raises(error, match="which_kernel: expected one of deform_conv1d.*got 'conv'"):
             which_kernel("conv", *tensors)
         with pytest.raises(error, match="expected output to be one of forward.*got 'grad_bias'"):
             which_kernel("depthwise_conv1d", *tensors, output="grad_bias")

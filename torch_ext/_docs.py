@@ -18,6 +18,8 @@ def fill(template: str, n: int) -> str:
         "eights": ", ".join("8" for _ in axes),
         "threes": ", ".join("3" for _ in axes),
         "fours": ", ".join("4" for _ in axes),
+        "taps": {1: "3", 2: "9", 3: "27"}[n],
+        "axes": ", ".join({1: ("x",), 2: ("y", "x"), 3: ("z", "y", "x")}[n]),
         "nines": ", ".join("9" for _ in axes),
         "causal": ", 'causal'" if n == 1 else "",
     }
@@ -149,5 +151,43 @@ SEPARABLE_CONV = """Applies a depthwise separable {n}-D convolution: a depthwise
         >>> from torch_ext.functional import separable_conv{n}d
         >>> input, depthwise_weight = torch.randn(2, 4, {eights}), torch.randn(4, 1, {threes})
         >>> separable_conv{n}d(input, depthwise_weight, torch.randn(6, 4, {ones}), padding="same").shape
+        torch.Size([2, 6, {eights}])
+    """
+
+DEFORM_CONV = """Applies a deformable {n}-D convolution: each tap reads the input where an offset says, between pixels.
+
+    Output position i takes, at tap t, the value of the input at ``i * stride + t * dilation - before + offset``, from
+    the pixels around it in proportion to their nearness, with zero outside the image. "Deformable Convolutional
+    Networks" (Dai et al., 2017, arXiv:1703.06211); with a mask, that of version 2 (Zhu et al., 2019,
+    arXiv:1811.11168). In 2-D equivalent to ``torchvision.ops.deform_conv2d(input, offset, weight, bias, stride,
+    padding, dilation, mask)``, with more forms of padding, and with its derivative where a coordinate is a whole
+    number: that from the right. (mmcv's differs at exactly -1, where a freshly initialised padded layer reads.)
+
+    Groups follow from the sizes: C / weight.size(1) of them, and G offset groups of C / G channels that share offsets
+    and mask. A coordinate that is no number makes the outputs that it feeds no numbers. Derivatives beyond the first,
+    and forward mode, are right but slow.
+
+    Args:
+        input: [N, C, {sizes}] or, unbatched, [C, {sizes}]; float32, float64, bfloat16 or float16, in any memory layout.
+        offset: [N, {n} * G * taps, {out}], in elements, ordered offset group, tap (row by row), axis ({axes}); of the
+            input's dtype or, for 16 bit, float32. Unbatched if the input is.
+        weight: [O, C / groups, {k}], of the input's dtype.
+        bias: [O], or None. Default: None.
+        {common}
+        mask: [N, G * taps, {out}], a factor of each value; dtype and batch as offset's. Default: None, all ones.
+
+    Returns:
+        [N, O, {out}] or [O, {out}], of the input's dtype, with
+        ``out = (size + before + after - dilation * (k - 1) - 1) // stride + 1`` for each axis.
+
+    Raises:
+        {raises}
+
+    Example:
+        >>> import torch
+        >>> from torch_ext.functional import deform_conv{n}d
+        >>> input, weight = torch.randn(2, 4, {eights}), torch.randn(6, 4, {threes})
+        >>> offset, mask = torch.randn(2, {n} * {taps}, {eights}), torch.rand(2, {taps}, {eights})
+        >>> deform_conv{n}d(input, offset, weight, padding=1, mask=mask).shape
         torch.Size([2, 6, {eights}])
     """

@@ -5,11 +5,12 @@ layer and the pointwise one behind it become one layer, whose parts they are, an
 """
 
 import copy
+import sys
 
 import torch
 from torch import nn
 
-from torch_ext.nn import Conv1d, Conv2d, Conv3d, SeparableConv1d, SeparableConv2d, SeparableConv3d
+from torch_ext.nn import Conv1d, Conv2d, Conv3d, DeformConv2d, SeparableConv1d, SeparableConv2d, SeparableConv3d
 from torch_ext.nn._base import is_served
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
@@ -33,7 +34,8 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     In a `Sequential` (exactly that), a depthwise layer without bias and a pointwise one right behind it, both with a
     kernel and without hooks, become a separable layer and an identity. The keys of the state_dict stay; names of
     parameters, keys of a scripted module, and what the first of the two children gives by itself do not. timm's
-    `Conv2dSame` becomes a `torch_ext.nn.Conv2d` with padding 'same', without a padded copy.
+    `Conv2dSame` becomes a `torch_ext.nn.Conv2d` with padding 'same', without a padded copy; and
+    `torchvision.ops.DeformConv2d`, which is slow in every dtype, a `torch_ext.nn.DeformConv2d`.
 
     Args:
         model: The model, or a single layer.
@@ -55,6 +57,8 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
         elif _is_timms_same(layer) and _has_kernel(layer):
             layer._was = type(layer), layer.padding
             layer.__class__, layer.padding = Conv2d, "same"
+        elif _is_torchvisions_deform(layer):
+            layer.__class__ = DeformConv2d
     for layer in [layer for layer in model.modules() if type(layer) is nn.Sequential]:
         _join_pairs(layer)
     return model
@@ -64,7 +68,8 @@ def revert(model: nn.Module) -> nn.Module:
     """Makes the layers that `convert` made ours torch's again, in place.
 
     Layers of exactly the types `torch_ext.nn.Conv1d`, `Conv2d` and `Conv3d` change, unless their padding is one that
-    torch's layers do not have; and what `convert` made of pairs and of timm's layers.
+    torch's layers do not have; `torch_ext.nn.DeformConv2d`, to torchvision's if that is imported; and what `convert`
+    made of pairs and of timm's layers.
 
     Args:
         model: The model, or a single layer.
@@ -85,6 +90,8 @@ def revert(model: nn.Module) -> nn.Module:
             layer.__class__, layer.padding = layer.__dict__.pop("_was")
         elif torchs is not None and _torch_has_padding(layer):
             layer.__class__ = torchs
+        elif type(layer) is DeformConv2d and _torch_has_padding(layer) and "torchvision" in sys.modules:
+            layer.__class__ = sys.modules["torchvision"].ops.DeformConv2d
     return model
 
 
@@ -104,6 +111,11 @@ def _is_timms_same(layer: nn.Module) -> bool:
     if kind.__name__ != "Conv2dSame" or kind.__module__.partition(".")[0] != "timm" or not isinstance(layer, nn.Conv2d):
         return False
     return tuple(layer.padding) == (0, 0) and layer.padding_mode == "zeros"
+
+
+def _is_torchvisions_deform(layer: nn.Module) -> bool:
+    kind = type(layer)
+    return kind.__name__ == "DeformConv2d" and kind.__module__ == "torchvision.ops.deform_conv"
 
 
 class _SecondOfPair(nn.Identity):

@@ -15,7 +15,7 @@ from torch_ext._arguments import ArgumentError, IntN, Padding, numbers, padding_
 
 __all__ = [
     f"{name}{n}d"
-    for name in ("depthwise_conv", "depthwise_conv_transpose", "group_conv", "separable_conv")
+    for name in ("deform_conv", "depthwise_conv", "depthwise_conv_transpose", "group_conv", "separable_conv")
     for n in (1, 2, 3)
 ]
 
@@ -243,3 +243,60 @@ def separable_conv3d(
     dilation: IntN = 1,
 ) -> Tensor:
     return _separable_conv(3, input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation)
+
+
+def _deform_conv(
+    n: int,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntN,
+    padding: Padding,
+    dilation: IntN,
+    mask: Tensor | None,
+) -> Tensor:
+    op = f"deform_conv{n}d"
+    return _call(op, n, (input, offset, weight, bias), stride, padding, numbers(op, "dilation", dilation, n), mask)
+
+
+@_documented(_docs.DEFORM_CONV, 1)
+def deform_conv1d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntN = 1,
+    padding: Padding = 0,
+    dilation: IntN = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    return _deform_conv(1, input, offset, weight, bias, stride, padding, dilation, mask)
+
+
+@_documented(_docs.DEFORM_CONV, 2)
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntN = 1,
+    padding: Padding = 0,
+    dilation: IntN = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    return _deform_conv(2, input, offset, weight, bias, stride, padding, dilation, mask)
+
+
+@_documented(_docs.DEFORM_CONV, 3)
+def deform_conv3d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntN = 1,
+    padding: Padding = 0,
+    dilation: IntN = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    return _deform_conv(3, input, offset, weight, bias, stride, padding, dilation, mask)

@@ -25,7 +25,8 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
         'depthwise/avx2', 'direct/avx2' (groups of few channels, narrow pointwise layers, and in 16 bit every other
         one), the same with 'scalar', or 'aten::convolution', which is PyTorch's own: of a padded copy of the input,
         'aten::constant_pad_nd + aten::convolution', if padding differs between the sides of an axis. A separable call
-        is 'separable/avx2', or has two steps, as in 'depthwise/avx2 + direct/avx2'. csrc/core/select.h has the table.
+        is 'separable/avx2', or has two steps, as in 'depthwise/avx2 + direct/avx2'; a deformable one is 'deform/avx2'.
+        csrc/core/select.h has the table.
 
     Raises:
         RuntimeError: If the call is not a valid one.
@@ -42,7 +43,8 @@ def which_kernel(op: str, *args: Any, output: str = "forward", **kwargs: Any) ->
         raise ArgumentError(f"which_kernel: expected output to be one of {', '.join(_OUTPUTS)}, but got {output!r}")
     call = inspect.signature(getattr(functional, op)).bind(*args, **kwargs)
     call.apply_defaults()
-    answer = {"depthwise_conv_transpose": _transposed, "separable_conv": _separable}.get(op[:-2], _conv)
+    special = {"depthwise_conv_transpose": _transposed, "separable_conv": _separable, "deform_conv": _deform}
+    answer = special.get(op[:-2], _conv)
     return answer(op, call.arguments, output)
 
 
@@ -84,6 +86,11 @@ def _separable(op: str, call: dict[str, Any], output: str) -> str:
     )
     tensors = input, depthwise_weight, call["pointwise_weight"], bias
     return torch.ops.torch_ext._which_separable_kernel(op, *(_autocast(t) for t in tensors), *numbers, output)
+
+
+def _deform(op: str, call: dict[str, Any], output: str) -> str:
+    _result(op, call)  # which checks the call
+    return "deform/scalar" if torch.ops.torch_ext._isa() == "scalar" else "deform/avx2"
 
 
 def _transposed(op: str, call: dict[str, Any], output: str) -> str:

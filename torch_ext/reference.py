@@ -111,6 +111,65 @@ def separable_conv(
     return group_conv(hidden.to(input.dtype), pointwise_weight, bias)
 
 
+def deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntN = 1,
+    padding: Padding = 0,
+    dilation: IntN = 1,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Like group_conv, but tap k reads x * stride + k * dilation - before + offset, and is multiplied by its mask.
+
+    Args: as `torch_ext.functional.deform_conv2d`, with any number of spatial axes. Returns float64.
+    """
+    dims = weight.dim() - 2
+    if input.dim() == dims + 1:
+        batched = [None if t is None else t[None] for t in (offset, mask)]
+        return deform_conv(input[None], batched[0], weight, bias, stride, padding, dilation, batched[1])[0]
+    kernel, stride, dilation = weight.shape[2:], _numbers(stride, dims), _numbers(dilation, dims)
+    pairs = padding_pairs(padding, input.shape[2:], kernel, stride, dilation)
+    out, taps = offset.shape[2:], list(itertools.product(*(range(k) for k in kernel)))
+    offset = offset.double().unflatten(1, (-1, len(taps), dims))
+    mask = None if mask is None else mask.double().unflatten(1, (-1, len(taps)))
+    images = input.double().unflatten(1, (offset.shape[1], -1))  # [N, offset group, channels of it, *]
+    groups = input.shape[1] // weight.shape[1]
+    weight = weight.double().unflatten(0, (groups, -1))
+    output = input.new_zeros(input.shape[0], groups, weight.shape[1], *out, dtype=torch.float64)
+    for t, tap in enumerate(taps):
+        at = []
+        for axis, (size, step, far, (before, _)) in enumerate(zip(out, stride, dilation, pairs)):
+            start = torch.arange(size, dtype=torch.float64) * step + tap[axis] * far - before
+            at.append(start.view(-1, *[1] * (dims - 1 - axis)) + offset[:, :, t, axis])
+        value = _between_pixels(images, at)
+        if mask is not None:
+            value = value * mask[:, :, t].unsqueeze(2)
+        value = value.flatten(1, 2).unflatten(1, (groups, -1))
+        output = output + torch.einsum("ngc...,goc->ngo...", value, weight[(..., *tap)])
+    return _add_bias(output.flatten(1, 2), bias)
+
+
+def _between_pixels(images: Tensor, at: list[Tensor]) -> Tensor:
+    """The value of images [N, G, C, *] at coordinates [N, G, *out], one tensor an axis: [N, G, C, *out]."""
+    sizes = images.shape[3:]
+    padded = F.pad(images.flatten(0, 1), [1, 1] * len(sizes)).unflatten(0, images.shape[:2])
+    lower = [coordinate.detach().nan_to_num().floor().clamp(-2, size) for coordinate, size in zip(at, sizes)]
+    met = torch.stack([(c.detach() >= -1) & (c.detach() < size) | c.isnan() for c, size in zip(at, sizes)]).all(0)
+    result = 0
+    for corner in itertools.product((0, 1), repeat=len(sizes)):
+        index, weight = 0, 1
+        for high, coordinate, low, size in zip(corner, at, lower, sizes):
+            index = index * (size + 2) + (low + high).clamp(-1, size).long() + 1
+            fraction = coordinate - low
+            weight = weight * (fraction if high else 1 - fraction)
+        index = index.flatten(2).unsqueeze(2).expand(-1, -1, images.shape[2], -1)
+        value = padded.flatten(3).gather(3, index).unflatten(3, met.shape[2:])
+        result = result + value * torch.where(met, weight, 0).unsqueeze(2)
+    return result
+
+
 def padding_pairs(
     padding: Padding, sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Pairs:

@@ -4,7 +4,7 @@
 
 #include "geometry.h"
 
-// Which kernel serves a convolution on the CPU: a pure function of geometry, dtype and instruction set.
+// Which kernel serves a convolution on the CPU: a pure function of geometry, dtype, layout and instruction set.
 //
 //   geometry                  instruction set   float32              float64      bfloat16, float16
 //   depthwise                 scalar, AVX2      depthwise            depthwise    depthwise
@@ -13,6 +13,8 @@
 //   groups of 2 to 7 c        any               direct               direct       direct
 //   other narrow groups d     scalar, AVX2      direct               direct       direct
 //                             AVX-512           PyTorch              direct       PyTorch, float16 direct
+//     strided g, contiguous,
+//     grad input              any               PyTorch              direct       direct
 //   wider groups              any               PyTorch              direct       as dense
 //     of long rows e          scalar, AVX2      direct               direct       direct
 //   few channels, one tap f   scalar, AVX2      direct               PyTorch      direct
@@ -20,7 +22,7 @@
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
 //   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
-//   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions
+//   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions  g has_strided_groups
 //   In float64, wider groups of 128 inputs and more are PyTorch's. Strides over 1000 are never PyTorch's.
 namespace torch_ext {
 
@@ -59,6 +61,12 @@ inline bool has_small_groups(const ConvGeometry<int64_t>& g) {
   return g.groups > 1 && !is_depthwise(g) && g.in_per_group() < 8 && g.out_per_group() < 8;
 }
 
+// Of eight channels and more. Contiguous rows of the input's gradient are in phases then, which PyTorch, that orders
+// whole tensors anew, need not put together again.
+inline bool has_strided_groups(const ConvGeometry<int64_t>& g) {
+  return has_narrow_groups(g) && g.in_per_group() >= 8 && g.out_per_group() >= 8 && g.stride[2] > 1;
+}
+
 // Groups with long rows of taps, as HuBERT's 128: PyTorch's kernels, above all of the gradients, are far from the peak.
 template <class Int>
 bool has_long_kernels(const ConvGeometry<Int>& g) {
@@ -89,7 +97,7 @@ bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
   return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
 }
 
-inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass) {
+inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass, bool channels_last) {
   const bool avx512 = isa == Isa::kAvx512;
   if (has_huge_stride(g)) return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kDirect;
   if (is_depthwise(g)) {
@@ -99,6 +107,8 @@ inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa
   const bool fast_in_pytorch = avx512 && (dtype == DType::kFloat32 || dtype == DType::kBFloat16);
   if (fast_in_pytorch && !has_small_groups(g)) return Kernel::kAten;
   if (belongs_to_pytorch(g, dtype)) return Kernel::kAten;
+  if (dtype == DType::kFloat32 && pass == Pass::kGradInput && !channels_last && has_strided_groups(g))
+    return Kernel::kAten;
   // Columns are lanes: a matrix product of few of them is PyTorch's.
   const bool few_columns = g.in[0] * g.in[1] * g.in[2] < 32;
   return dtype == DType::kFloat32 && g.groups == 1 && few_columns ? Kernel::kAten : Kernel::kDirect;

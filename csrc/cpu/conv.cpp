@@ -36,8 +36,6 @@ bool is_empty(const Geometry& g) {
   return empty;
 }
 
-namespace {
-
 void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
   if (!bias || !bias->defined()) {
     output.zero_();
@@ -48,8 +46,6 @@ void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
   output.copy_(bias->view(per_channel).expand_as(output));
 }
 
-}  // namespace
-
 void move_into(Tensor& result, const Tensor& computed) {
   if (computed.strides() == result.strides()) result = computed;
   else result.copy_(computed);
@@ -58,12 +54,13 @@ void move_into(Tensor& result, const Tensor& computed) {
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
             IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const Geometry g = ops::check_conv<int64_t>("conv", input, weight, bias, stride, padding, dilation, groups);
-  Tensor output = ops::empty_output(input, g, ops::wants_channels_last(input, weight));
+  const bool channels_last = ops::wants_channels_last(input, weight);
+  Tensor output = ops::empty_output(input, g, channels_last);
   if (is_empty(g)) {
     set_to_bias(output, bias);
     return output;
   }
-  const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward);
+  const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward, channels_last);
   if (kernel == Kernel::kDepthwise) {
     depthwise_forward(g, input, weight, bias, output);
   } else if (kernel == Kernel::kDirect) {
@@ -85,8 +82,9 @@ Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Te
   if (mask[2]) gradients[2] = at::empty({g.out_channels}, input.options());
 
   // Each gradient takes its own kernel; what is left to PyTorch is computed in one call.
-  const Kernel kernels[] = {select_kernel(g, dtype_of(input), isa(), Pass::kGradInput),
-                            select_kernel(g, dtype_of(input), isa(), Pass::kGradWeight)};
+  const bool channels_last = ops::wants_channels_last(input, weight);
+  const Kernel kernels[] = {select_kernel(g, dtype_of(input), isa(), Pass::kGradInput, channels_last),
+                            select_kernel(g, dtype_of(input), isa(), Pass::kGradWeight, channels_last)};
   Mask to_pytorch = {false, false, false};
   if (is_empty(g)) {
     for (auto& gradient : gradients)
@@ -131,7 +129,8 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
                          IntArrayRef dilation, int64_t groups, std::string_view output) {
   const std::string name(op);
   const Geometry g = ops::check_conv<int64_t>(name.c_str(), input, weight, bias, stride, padding, dilation, groups);
-  return kernel_name(select_kernel(g, dtype_of(input), isa(), pass_of(name, output)), padding);
+  const bool channels_last = ops::wants_channels_last(input, weight);
+  return kernel_name(select_kernel(g, dtype_of(input), isa(), pass_of(name, output), channels_last), padding);
 }
 
 // Whether a layer of this weight may run on a kernel of ours.

@@ -37,9 +37,10 @@ struct Way {
     const DType dtype = dtype_of(input);
     two_ops = is_empty(g.depthwise) || is_empty(g.pointwise);
     for (const Pass pass : {Pass::kForward, Pass::kGradInput, Pass::kGradWeight})
-      two_ops |= select_kernel(g.depthwise, dtype, isa(), pass) != Kernel::kDepthwise;
-    const Kernel second = select_kernel(g.pointwise, dtype, isa(), Pass::kForward);  // the same in all passes
-    two_ops |= second == Kernel::kDepthwise;                                         // of one channel
+      two_ops |= select_kernel(g.depthwise, dtype, isa(), pass, channels_last) != Kernel::kDepthwise;
+    const Kernel second =
+        select_kernel(g.pointwise, dtype, isa(), Pass::kForward, channels_last);  // the same in all passes
+    two_ops |= second == Kernel::kDepthwise;                                      // of one channel
     direct = second == Kernel::kDirect;
   }
   Pieces pieces(const Separable& g, const Tensor& input) const {
@@ -267,8 +268,8 @@ std::string which_separable_kernel(std::string_view op, const Tensor& input, con
   if (pass == Pass::kForward && !way.two_ops && way.direct && goes_by_strips(g, input, way.channels_last))
     return isa() == Isa::kScalar ? "separable/scalar" : "separable/avx2";
   const DType dtype = dtype_of(input);
-  return kernel_name(select_kernel(g.depthwise, dtype, isa(), pass), padding) + " + " +
-         kernel_name(select_kernel(g.pointwise, dtype, isa(), pass), {});
+  return kernel_name(select_kernel(g.depthwise, dtype, isa(), pass, way.channels_last), padding) + " + " +
+         kernel_name(select_kernel(g.pointwise, dtype, isa(), pass, way.channels_last), {});
 }
 
 TORCH_LIBRARY_IMPL(torch_ext, CPU, m) {

@@ -29,6 +29,12 @@ Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const
   return ops::separable_conv(dims, input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation);
 }
 
+template <int dims, class P>
+Tensor deform_conv(const Tensor& input, const Tensor& offset, const Tensor& weight, const OptionalTensor& bias,
+                   SymIntArrayRef stride, P padding, SymIntArrayRef dilation, const OptionalTensor& mask) {
+  return ops::deform_conv(dims, input, offset, weight, bias, stride, padding, dilation, mask);
+}
+
 template <int dims>
 Tensor depthwise_conv_transpose(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                                 SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef output_padding,
@@ -42,6 +48,7 @@ void register_dims(torch::Library& m, const std::string& overload) {
   m.impl(name("depthwise_conv").c_str(), depthwise_conv<dims, P>);
   m.impl(name("group_conv").c_str(), group_conv<dims, P>);
   m.impl(name("separable_conv").c_str(), separable_conv<dims, P>);
+  m.impl(name("deform_conv").c_str(), deform_conv<dims, P>);
   if (overload.empty()) m.impl(name("depthwise_conv_transpose").c_str(), depthwise_conv_transpose<dims>);
 }
 
@@ -84,6 +91,12 @@ SymIntArrayRef symbolic(at::IntArrayRef list) { return c10::fromIntArrayRefSlow(
                                  at::IntArrayRef dilation) {                                                          \
     return ops::separable_conv(dims, input, depthwise_weight, pointwise_weight, bias, symbolic(stride),               \
                                to_ops(padding), symbolic(dilation));                                                  \
+  }                                                                                                                   \
+  Tensor deform_conv##dims##d(const Tensor& input, const Tensor& offset, const Tensor& weight,                        \
+                              const OptionalTensor& bias, at::IntArrayRef stride, const Padding& padding,             \
+                              at::IntArrayRef dilation, const OptionalTensor& mask) {                                 \
+    return ops::deform_conv(dims, input, offset, weight, bias, symbolic(stride), to_ops(padding), symbolic(dilation), \
+                            mask);                                                                                    \
   }
 
 TORCH_EXT_DEFINE(1)

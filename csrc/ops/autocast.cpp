@@ -7,11 +7,30 @@
 
 namespace torch_ext::ops {
 
-at::Tensor autocast(const at::Tensor& tensor) {
-  if (!tensor.defined()) return tensor;
+namespace {
+
+bool is_on(const at::Tensor& tensor) {
+  if (!tensor.defined()) return false;
   const auto device = tensor.device().type();
-  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return tensor;
+  return at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+}
+
+}  // namespace
+
+at::Tensor autocast(const at::Tensor& tensor) {
+  if (!is_on(tensor)) return tensor;
+  const auto device = tensor.device().type();
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), tensor, device);
+}
+
+at::Tensor autocast_to_float(const at::Tensor& tensor) {
+  if (!is_on(tensor)) return tensor;
+  return at::autocast::cached_cast(at::kFloat, tensor, tensor.device().type());
+}
+
+std::optional<at::Tensor> autocast_to_float(const std::optional<at::Tensor>& tensor) {
+  if (!tensor) return tensor;
+  return autocast_to_float(*tensor);
 }
 
 std::optional<at::Tensor> autocast(const std::optional<at::Tensor>& tensor) {
@@ -46,13 +65,28 @@ at::Tensor separable_conv_autocast(const at::Tensor& input, const at::Tensor& de
   return separable_conv(cast_input, cast_depthwise, cast_pointwise, cast_bias, stride, padding, dilation);
 }
 
+// In float32 inside, and given back in the input's dtype, as torchvision's.
+template <c10::DispatchKey key>
+at::Tensor deform_conv_autocast(const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                                const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
+                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  const auto cast_input = autocast_to_float(input), cast_offset = autocast_to_float(offset);
+  const auto cast_weight = autocast_to_float(weight);
+  const auto cast_mask = autocast_to_float(mask), cast_bias = autocast_to_float(bias);
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  return deform_conv(cast_input, cast_offset, cast_weight, cast_mask, cast_bias, stride, padding, dilation)
+      .to(input.scalar_type());
+}
+
 TORCH_LIBRARY_IMPL(torch_ext, AutocastCPU, m) {
   m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCPU>);
   m.impl("separable_conv", separable_conv_autocast<c10::DispatchKey::AutocastCPU>);
+  m.impl("deform_conv", deform_conv_autocast<c10::DispatchKey::AutocastCPU>);
 }
 TORCH_LIBRARY_IMPL(torch_ext, AutocastCUDA, m) {
   m.impl("conv", conv_autocast<c10::DispatchKey::AutocastCUDA>);
   m.impl("separable_conv", separable_conv_autocast<c10::DispatchKey::AutocastCUDA>);
+  m.impl("deform_conv", deform_conv_autocast<c10::DispatchKey::AutocastCUDA>);
 }
 
 }  // namespace

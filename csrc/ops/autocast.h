@@ -11,4 +11,8 @@ namespace torch_ext::ops {
 at::Tensor autocast(const at::Tensor& tensor);
 std::optional<at::Tensor> autocast(const std::optional<at::Tensor>& tensor);
 
+// The tensor in float32 where autocast is on (float64 stays), else as it is.
+at::Tensor autocast_to_float(const at::Tensor& tensor);
+std::optional<at::Tensor> autocast_to_float(const std::optional<at::Tensor>& tensor);
+
 }  // namespace torch_ext::ops

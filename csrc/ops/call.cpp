@@ -30,6 +30,16 @@ const auto& separable_conv_backward_handle() {
   return handle;
 }
 
+const auto& deform_conv_handle() {
+  static const auto handle = find<decltype(deform_conv)>("torch_ext::deform_conv");
+  return handle;
+}
+
+const auto& deform_conv_backward_handle() {
+  static const auto handle = find<decltype(deform_conv_backward)>("torch_ext::deform_conv_backward");
+  return handle;
+}
+
 }  // namespace
 
 at::Tensor conv(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
@@ -87,6 +97,36 @@ SeparableGradients separable_conv_backward_redispatch(c10::DispatchKeySet keys, 
                                                       SeparableMask output_mask) {
   return separable_conv_backward_handle().redispatch(keys, grad_output, input, depthwise_weight, pointwise_weight,
                                                      stride, padding, dilation, output_mask);
+}
+
+at::Tensor deform_conv(const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
+                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  return deform_conv_handle().call(input, offset, weight, mask, bias, stride, padding, dilation);
+}
+
+DeformGradients deform_conv_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& offset,
+                                     const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                     c10::SymIntArrayRef dilation, DeformMask output_mask) {
+  return deform_conv_backward_handle().call(grad_output, input, offset, weight, mask, stride, padding, dilation,
+                                            output_mask);
+}
+
+at::Tensor deform_conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& offset,
+                                  const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                  const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  return deform_conv_handle().redispatch(keys, input, offset, weight, mask, bias, stride, padding, dilation);
+}
+
+DeformGradients deform_conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output,
+                                                const at::Tensor& input, const at::Tensor& offset,
+                                                const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                c10::SymIntArrayRef dilation, DeformMask output_mask) {
+  return deform_conv_backward_handle().redispatch(keys, grad_output, input, offset, weight, mask, stride, padding,
+                                                  dilation, output_mask);
 }
 
 }  // namespace torch_ext::ops

@@ -32,6 +32,18 @@ SeparableGradients separable_conv_backward(const at::Tensor& grad_output, const 
                                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
                                            c10::SymIntArrayRef dilation, SeparableMask output_mask);
 
+using DeformMask = std::array<bool, 5>;
+// Of input, offset, weight, mask, bias.
+using DeformGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+at::Tensor deform_conv(const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
+                       c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation);
+DeformGradients deform_conv_backward(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& offset,
+                                     const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                     c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                     c10::SymIntArrayRef dilation, DeformMask output_mask);
+
 // The same, going on from a kernel to the keys that are left.
 at::Tensor conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
@@ -48,5 +60,15 @@ SeparableGradients separable_conv_backward_redispatch(c10::DispatchKeySet keys, 
                                                       const at::Tensor& pointwise_weight, c10::SymIntArrayRef stride,
                                                       c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                                       SeparableMask output_mask);
+
+at::Tensor deform_conv_redispatch(c10::DispatchKeySet keys, const at::Tensor& input, const at::Tensor& offset,
+                                  const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                  const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
+                                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation);
+DeformGradients deform_conv_backward_redispatch(c10::DispatchKeySet keys, const at::Tensor& grad_output,
+                                                const at::Tensor& input, const at::Tensor& offset,
+                                                const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                                                c10::SymIntArrayRef dilation, DeformMask output_mask);
 
 }  // namespace torch_ext::ops

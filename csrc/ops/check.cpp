@@ -158,6 +158,48 @@ SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor
   return g;
 }
 
+namespace {
+
+void check_sampling(const char* op, const at::Tensor& input, const char* name, const at::Tensor& tensor) {
+  check_tensor(op, name, tensor);
+  const auto dtype = input.scalar_type();
+  const bool may_be_wide = dtype == at::kBFloat16 || dtype == at::kHalf;
+  if (!may_be_wide || tensor.scalar_type() != at::kFloat || input.device() != tensor.device())
+    check_same(op, input, name, tensor);
+}
+
+}  // namespace
+
+template <class Int>
+DeformGeometry<Int> check_deform(const char* op, const at::Tensor& input, const at::Tensor& offset,
+                                 const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                 const std::optional<at::Tensor>& bias, c10::ArrayRef<Int> stride,
+                                 c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation) {
+  check_tensors(op, input, weight, bias);
+  check_sampling(op, input, "offset", offset);
+  const bool has_mask = mask && mask->defined();
+  if (has_mask) check_sampling(op, input, "mask", *mask);
+  ConvArguments<Int> arguments{op,           sizes<Int>(input), sizes<Int>(weight), {},
+                               span(stride), span(padding),     span(dilation),     Int(1)};
+  if (bias && bias->defined()) arguments.bias = sizes<Int>(*bias);
+  DeformGeometry<Int> geometry;
+  const auto mask_sizes = has_mask ? std::optional(sizes<Int>(*mask)) : std::nullopt;
+  const std::string error = make_deform_geometry<Int>(arguments, sizes<Int>(offset), mask_sizes, &geometry);
+  TORCH_CHECK(error.empty(), error);
+  return geometry;
+}
+
+template <class Int>
+DeformGeometry<Int> check_deform_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                          const at::Tensor& offset, const at::Tensor& weight,
+                                          const std::optional<at::Tensor>& mask, c10::ArrayRef<Int> stride,
+                                          c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation) {
+  check_tensor(op, "grad_output", grad_output);
+  const auto g = check_deform<Int>(op, input, offset, weight, mask, {}, stride, padding, dilation);
+  check_grad_output(op, grad_output, input, g.conv);
+  return g;
+}
+
 #define TORCH_EXT_INSTANTIATE(Int)                                                                                     \
   template ConvGeometry<Int> check_conv(const char*, const at::Tensor&, const at::Tensor&,                             \
                                         const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>,      \
@@ -171,6 +213,12 @@ SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor
   template SeparableGeometry<Int> check_separable_backward(const char*, const at::Tensor&, const at::Tensor&,          \
                                                            const at::Tensor&, const at::Tensor&, c10::ArrayRef<Int>,   \
                                                            c10::ArrayRef<Int>, c10::ArrayRef<Int>);                    \
+  template DeformGeometry<Int> check_deform(const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&,      \
+                                            const std::optional<at::Tensor>&, const std::optional<at::Tensor>&,        \
+                                            c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);               \
+  template DeformGeometry<Int> check_deform_backward(                                                                  \
+      const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,                         \
+      const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);                   \
   template at::Tensor empty_output(const at::Tensor&, const ConvGeometry<Int>&, bool)
 
 bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight) {

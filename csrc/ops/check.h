@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "core/geometry.h"
+#include "core/deform_geometry.h"
 
 // The checks of every op, on any device and on symbolic sizes: tensors first, then the geometry.
 namespace torch_ext::ops {
@@ -42,6 +42,19 @@ SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor
                                                 const at::Tensor& depthwise_weight, const at::Tensor& pointwise_weight,
                                                 c10::ArrayRef<Int> stride, c10::ArrayRef<Int> padding,
                                                 c10::ArrayRef<Int> dilation);
+
+// Offset and mask may be in float32 where the others are in 16 bit.
+template <class Int>
+DeformGeometry<Int> check_deform(const char* op, const at::Tensor& input, const at::Tensor& offset,
+                                 const at::Tensor& weight, const std::optional<at::Tensor>& mask,
+                                 const std::optional<at::Tensor>& bias, c10::ArrayRef<Int> stride,
+                                 c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation);
+
+template <class Int>
+DeformGeometry<Int> check_deform_backward(const char* op, const at::Tensor& grad_output, const at::Tensor& input,
+                                          const at::Tensor& offset, const at::Tensor& weight,
+                                          const std::optional<at::Tensor>& mask, c10::ArrayRef<Int> stride,
+                                          c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation);
 
 // Checks a depthwise weight [C*M, 1, *k] for an input [N, C, *].
 void check_depthwise_weight(const char* op, const char* name, const at::Tensor& input, const at::Tensor& weight);

@@ -30,7 +30,7 @@ struct Call {
 Call normalise(const char* family, int dims, const at::Tensor& input, const at::Tensor& weight,
                const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
                c10::SymIntArrayRef dilation) {
-  Call call{family + std::to_string(dims) + "d", dims, false, autocast(input), autocast(weight), autocast(bias)};
+  Call call{family + std::to_string(dims) + "d", dims, false, input, weight, bias};
   const char* op = call.op.c_str();
   check_tensors(op, call.input, call.weight, call.bias);
   TORCH_CHECK(input.dim() == dims + 2 || input.dim() == dims + 1, op, ": expected input of ", dims + 2, " or ",
@@ -44,6 +44,12 @@ Call normalise(const char* family, int dims, const at::Tensor& input, const at::
   call.padding = resolve_padding(op, padding, call.input.sym_sizes().slice(2), weight.sym_sizes().slice(2), call.stride,
                                  call.dilation);
   return call;
+}
+
+Call normalise_cast(const char* family, int dims, const at::Tensor& input, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+                    c10::SymIntArrayRef dilation) {
+  return normalise(family, dims, autocast(input), autocast(weight), autocast(bias), stride, padding, dilation);
 }
 
 // Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
@@ -73,7 +79,7 @@ at::Tensor run(const Call& call, const c10::SymInt& groups) {
 at::Tensor depthwise_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
                           const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
                           c10::SymIntArrayRef dilation) {
-  const Call call = normalise("depthwise_conv", dims, input, weight, bias, stride, padding, dilation);
+  const Call call = normalise_cast("depthwise_conv", dims, input, weight, bias, stride, padding, dilation);
   check_depthwise_weight(call.op.c_str(), "weight", call.input, call.weight);
   return run(call, call.input.sym_size(1));
 }
@@ -81,18 +87,39 @@ at::Tensor depthwise_conv(int dims, const at::Tensor& input, const at::Tensor& w
 at::Tensor group_conv(int dims, const at::Tensor& input, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
                       c10::SymIntArrayRef dilation, const c10::SymInt& groups) {
-  return run(normalise("group_conv", dims, input, weight, bias, stride, padding, dilation), groups);
+  return run(normalise_cast("group_conv", dims, input, weight, bias, stride, padding, dilation), groups);
 }
 
 at::Tensor separable_conv(int dims, const at::Tensor& input, const at::Tensor& depthwise_weight,
                           const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
                           c10::SymIntArrayRef stride, const Padding& padding, c10::SymIntArrayRef dilation) {
-  const Call call = normalise("separable_conv", dims, input, depthwise_weight, bias, stride, padding, dilation);
+  const Call call = normalise_cast("separable_conv", dims, input, depthwise_weight, bias, stride, padding, dilation);
   const auto pointwise = autocast(pointwise_weight);
   check_separable<c10::SymInt>(call.op.c_str(), call.input, call.weight, pointwise, call.bias, call.stride,
                                call.padding, call.dilation);
   return call.restore(
       ops::separable_conv(call.input, call.weight, pointwise, call.bias, call.stride, call.padding, call.dilation));
+}
+
+at::Tensor deform_conv(int dims, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+                       c10::SymIntArrayRef dilation, const std::optional<at::Tensor>& mask) {
+  const Call call = normalise("deform_conv", dims, autocast_to_float(input), autocast_to_float(weight),
+                              autocast_to_float(bias), stride, padding, dilation);
+  const char* op = call.op.c_str();
+  const auto batched = [&](const char* name, const at::Tensor& tensor) {
+    TORCH_CHECK(!tensor.defined() || tensor.dim() == input.dim(), op, ": expected ", name, " of as many dimensions as ",
+                "input's ", input.dim(), ", but got ", name, " of size ", tensor.sym_sizes());
+    return call.unbatched && tensor.defined() ? tensor.unsqueeze(0) : tensor;
+  };
+  const auto wide_offset = batched("offset", autocast_to_float(offset));
+  std::optional<at::Tensor> wide_mask = autocast_to_float(mask);
+  if (wide_mask) wide_mask = batched("mask", *wide_mask);
+  check_deform<c10::SymInt>(op, call.input, wide_offset, call.weight, wide_mask, call.bias, call.stride, call.padding,
+                            call.dilation);
+  const auto output = ops::deform_conv(call.input, wide_offset, call.weight, wide_mask, call.bias, call.stride,
+                                       call.padding, call.dilation);
+  return call.restore(output.to(input.scalar_type()));
 }
 
 // The transpose of a convolution is its gradient with respect to the input, here of the convolution with C*M input
@@ -101,7 +128,7 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
                                     const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride,
                                     c10::SymIntArrayRef padding, c10::SymIntArrayRef output_padding,
                                     c10::SymIntArrayRef dilation) {
-  const Call call = normalise("depthwise_conv_transpose", dims, input, weight, bias, stride, padding, dilation);
+  const Call call = normalise_cast("depthwise_conv_transpose", dims, input, weight, bias, stride, padding, dilation);
   const SymInts extra = per_axis(call.op.c_str(), "output_padding", output_padding, dims);
   const bool has_bias = call.bias && call.bias->defined();
 

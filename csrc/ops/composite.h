@@ -23,5 +23,8 @@ at::Tensor depthwise_conv_transpose(int dims, const at::Tensor& input, const at:
 at::Tensor separable_conv(int dims, const at::Tensor& input, const at::Tensor& depthwise_weight,
                           const at::Tensor& pointwise_weight, const std::optional<at::Tensor>& bias,
                           c10::SymIntArrayRef stride, const Padding& padding, c10::SymIntArrayRef dilation);
+at::Tensor deform_conv(int dims, const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias, c10::SymIntArrayRef stride, const Padding& padding,
+                       c10::SymIntArrayRef dilation, const std::optional<at::Tensor>& mask);
 
 }  // namespace torch_ext::ops

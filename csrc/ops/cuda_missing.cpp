@@ -34,11 +34,25 @@ SeparableGradients separable_conv_backward_cuda(const at::Tensor&, const at::Ten
   refuse("torch_ext::separable_conv_backward");
 }
 
+at::Tensor deform_conv_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                            const std::optional<at::Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                            c10::SymIntArrayRef) {
+  refuse("torch_ext::deform_conv");
+}
+
+DeformGradients deform_conv_backward_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                          const std::optional<at::Tensor>&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                          c10::SymIntArrayRef, DeformMask) {
+  refuse("torch_ext::deform_conv_backward");
+}
+
 TORCH_LIBRARY_IMPL(torch_ext, CUDA, m) {
   m.impl("conv", conv_cuda);
   m.impl("conv_backward", conv_backward_cuda);
   m.impl("separable_conv", separable_conv_cuda);
   m.impl("separable_conv_backward", separable_conv_backward_cuda);
+  m.impl("deform_conv", deform_conv_cuda);
+  m.impl("deform_conv_backward", deform_conv_backward_cuda);
 }
 
 }  // namespace

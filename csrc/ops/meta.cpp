@@ -49,11 +49,36 @@ SeparableGradients separable_conv_backward_meta(const at::Tensor& grad_output, c
   return gradients;
 }
 
+at::Tensor deform_conv_meta(const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
+                            c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
+  const auto g = check_deform("deform_conv", input, offset, weight, mask, bias, stride, padding, dilation);
+  return empty_output(input, g.conv, wants_channels_last(input, weight));
+}
+
+DeformGradients deform_conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
+                                          const at::Tensor& offset, const at::Tensor& weight,
+                                          const std::optional<at::Tensor>& mask, c10::SymIntArrayRef stride,
+                                          c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
+                                          DeformMask output_mask) {
+  const auto g = check_deform_backward("deform_conv_backward", grad_output, input, offset, weight, mask, stride,
+                                       padding, dilation);
+  const auto like = [](bool wanted, const at::Tensor& tensor) {
+    return wanted ? empty_in_format_of(tensor, tensor.sym_sizes()) : at::Tensor();
+  };
+  const bool has_mask = mask && mask->defined();
+  return {like(output_mask[0], input), like(output_mask[1], offset), like(output_mask[2], weight),
+          has_mask ? like(output_mask[3], *mask) : at::Tensor(),
+          output_mask[4] ? at::empty_symint({g.conv.out_channels}, input.options()) : at::Tensor()};
+}
+
 TORCH_LIBRARY_IMPL(torch_ext, Meta, m) {
   m.impl("conv", conv_meta);
   m.impl("conv_backward", conv_backward_meta);
   m.impl("separable_conv", separable_conv_meta);
   m.impl("separable_conv_backward", separable_conv_backward_meta);
+  m.impl("deform_conv", deform_conv_meta);
+  m.impl("deform_conv_backward", deform_conv_backward_meta);
 }
 
 }  // namespace

@@ -22,6 +22,7 @@ void define_composites(torch::Library& m, int dims) {
   define("depthwise_conv", "Tensor input, Tensor weight", "");
   define("group_conv", "Tensor input, Tensor weight", ", SymInt groups=1");
   define("separable_conv", "Tensor input, Tensor depthwise_weight, Tensor pointwise_weight", "");
+  define("deform_conv", "Tensor input, Tensor offset, Tensor weight", ", Tensor? mask=None");
   m.def(("depthwise_conv_transpose" + n + "d(Tensor input, Tensor weight, Tensor? bias=None, " + list + "stride=1, " +
          list + "padding=0, " + list + "output_padding=0, " + list + "dilation=1) -> Tensor")
             .c_str());
@@ -44,6 +45,15 @@ TORCH_LIBRARY(torch_ext, m) {
   m.def(
       "separable_conv_backward(Tensor grad_output, Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)",
+      {at::Tag::flexible_layout});
+  m.def(
+      "deform_conv(Tensor input, Tensor offset, Tensor weight, Tensor? mask, Tensor? bias, SymInt[] stride, "
+      "SymInt[] padding, SymInt[] dilation) -> Tensor",
+      {at::Tag::flexible_layout});
+  m.def(
+      "deform_conv_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask, "
+      "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool[5] output_mask) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)",
       {at::Tag::flexible_layout});
   for (const int dims : {1, 2, 3}) define_composites(m, dims);
 

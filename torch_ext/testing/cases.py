@@ -1,6 +1,7 @@
 """One list of small calls, for forward and gradient tests, opcheck, gradcheck and benchmarks."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,11 +54,12 @@ class Case:
     op: str
     what: str  # what is special about it
     input: Size
-    weights: tuple[Size, ...]  # one; separable: depthwise and pointwise
+    weights: tuple[Size, ...]  # one; separable: depthwise and pointwise; deformable: offset and weight
     arguments: dict[str, Any] = field(default_factory=dict)  # all that are not tensors
     bias: bool = True
     layout: str = "contiguous"  # of the input: a key of LAYOUTS
     weight_layout: str = "contiguous"
+    mask: Size | None = None  # deformable: then there is a bias, too
 
     @property
     def name(self) -> str:
@@ -75,7 +77,10 @@ class Case:
         integers: bool = False,
         requires_grad: bool = False,
     ) -> list[Tensor | None]:
-        """Input, weights and bias (or None): the same in every run. Integers lie in [-4, 4]: their sums are exact."""
+        """Input, weights, bias (or None), and a mask if there is one: the same in every run.
+
+        Integers lie in [-4, 4], and offsets in quarters of them, so that sums are exact.
+        """
         generator = torch.Generator().manual_seed(0)
 
         def make(size: Size, layout: str = "contiguous") -> Tensor:
@@ -87,16 +92,26 @@ class Case:
             return tensor.requires_grad_(requires_grad)
 
         weights = [make(size, self.weight_layout if size == self.weights[0] else "contiguous") for size in self.weights]
+        if integers and self.op.startswith("deform"):
+            weights[0] = (weights[0].detach() / 4).requires_grad_(requires_grad)
         bias = make((self._out_channels(),)) if self.bias else None
-        return [make(self.input, self.layout), *weights, bias]
+        mask = [make(self.mask, self.layout)] if self.mask else []
+        return [make(self.input, self.layout), *weights, bias, *mask]
+
+    def call(self, *tensors: Tensor | None) -> tuple[tuple[Tensor | None, ...], dict[str, Any]]:
+        """The function's arguments, those by position and those by name. Takes what `tensors` gives."""
+        mask = {"mask": tensors[4]} if len(tensors) > 4 else {}
+        return tensors[:4], {**self.arguments, **mask}
 
     def function(self, *tensors: Tensor | None) -> Tensor:
         """Our result. Takes what `tensors` gives."""
-        return getattr(functional, self.op)(*tensors, **self.arguments)
+        arguments, named = self.call(*tensors)
+        return getattr(functional, self.op)(*arguments, **named)
 
     def expected(self, *tensors: Tensor | None) -> Tensor:
         """The reference's result, in float64."""
-        return getattr(reference, self.op[:-2])(*tensors, **self.arguments)
+        arguments, named = self.call(*tensors)
+        return getattr(reference, self.op[:-2])(*arguments, **named)
 
     def core(self, *tensors: Tensor | None) -> tuple[Any, ...]:
         """The arguments of torch.ops.torch_ext.conv for this call, if it is a depthwise or a group convolution."""
@@ -119,7 +134,7 @@ def _cases(n: int) -> Iterator[Case]:
     kernel, twos, ones = (3,) * n, (2,) * n, (1,) * n
 
     def case(family: str, what: str, input: Size, *weights: Size, **more: Any) -> Case:
-        own = {key: more.pop(key) for key in ("bias", "layout", "weight_layout") if key in more}
+        own = {key: more.pop(key) for key in ("bias", "layout", "weight_layout", "mask") if key in more}
         return Case(f"{family}{n}d", what, input, weights, more, **own)
 
     def depthwise(what: str, batch: int = 2, c: int = 3, m: int = 1, size: Size = sizes, k: Size = kernel, **more: Any):
@@ -176,6 +191,25 @@ def _cases(n: int) -> Iterator[Case]:
                bias=False)  # fmt: skip
     yield case("separable_conv", "channels last", (2, 3, *sizes), (3, 1, *twos), (9, 3, *ones), layout="channels_last")
     yield case("separable_conv", "unbatched", (3, *sizes), (3, 1, *twos), (2, 3, *ones), dilation=2)
+
+    def deform(what: str, out: Size, c: int = 4, o: int = 3, g: int = 1, k: Size = twos, batch: int = 2, **more: Any):
+        """g: groups; its own masks' and offsets' groups are two where channels are even."""
+        taps, offset_groups = math.prod(k), 2 - c % 2
+        if more.pop("masked", False):
+            more["mask"] = (batch, offset_groups * taps, *out)
+        offset = (batch, n * offset_groups * taps, *out)
+        return case("deform_conv", what, (batch, c, *sizes), offset, (o, c // g, *k), **more)
+
+    less, half = tuple(s - 1 for s in sizes), tuple(s // 2 for s in sizes)
+    yield deform("plain", less)
+    yield deform("mask", sizes, k=kernel, masked=True, padding=1)
+    yield deform("groups, stride", half, c=6, o=6, g=3, k=twos, masked=True, stride=2)
+    yield deform(
+        "two-sided padding, dilation", tuple(s + 1 for s in sizes), c=9, masked=True, padding=((1, 2),), dilation=2
+    )
+    yield deform("channels last", less, c=9, o=8, layout="channels_last", bias=False)
+    yield deform("sliced", less, c=10, layout="sliced", weight_layout="sliced", masked=True)
+    yield deform("empty batch", less, batch=0, masked=True)
 
 
 CASES: list[Case] = [case for n in (1, 2, 3) for case in _cases(n)]

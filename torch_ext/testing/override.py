@@ -14,6 +14,8 @@ _SERVED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def override_aten() -> Iterator[None]:
     """Routes aten::convolution on the CPU to torch_ext::conv, so that PyTorch's own test material runs on our op.
 
+    And torchvision::deform_conv2d to torch_ext::deform_conv, if torchvision is imported.
+
     At the key AutogradCPU, so that our derivatives are the ones that run. Transposed convolutions and dtypes that we do
     not serve go to PyTorch as before.
 
@@ -48,11 +50,25 @@ def override_aten() -> Iterator[None]:
         both_sides = [side for side in padding for _ in range(2)]
         return torch.ops.torch_ext.conv(input, weight, bias, stride, both_sides, dilation, groups)
 
-    library = torch.library.Library("aten", "IMPL")
+    libraries = [torch.library.Library("aten", "IMPL")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            library.impl("convolution", convolution, "AutogradCPU", with_keyset=True)
+            libraries[0].impl("convolution", convolution, "AutogradCPU", with_keyset=True)
+            if hasattr(torch.ops.torchvision, "deform_conv2d"):
+                libraries.append(torch.library.Library("torchvision", "IMPL"))
+                libraries[1].impl("deform_conv2d", _deform_conv2d, "AutogradCPU")
         yield
     finally:
-        library._destroy()
+        for library in libraries:
+            library._destroy()
+
+
+def _deform_conv2d(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *numbers: int | bool
+) -> Tensor:
+    *sizes, groups, offset_groups, use_mask = numbers
+    stride, padding, dilation = sizes[:2], [side for side in sizes[2:4] for _ in range(2)], sizes[4:]
+    return torch.ops.torch_ext.deform_conv(
+        input, offset, weight, mask if use_mask else None, bias, stride, padding, dilation
+    )

@@ -94,15 +94,15 @@ void pack_columns(const T* row, int64_t stride, const Lanes<Acc<T>>& lanes, int6
 // The way back: rounds and stores.
 template <class T>
 void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& lanes, int64_t stride, T* row,
-                    int64_t ahead = 0) {
+                    int64_t ahead = 0, int64_t pitch = kLanes<Acc<T>>) {
   using V = Vec<Acc<T>>;
   constexpr int64_t L = kLanes<Acc<T>>;
   if (lanes.adjacent && (lanes.count > 1 || stride != 1)) {
     row += lanes.offset[0];
     if (lanes.count == L)
-      for (int64_t j = 0; j < columns; ++j) store_rounded(row + j * stride, opaque(V::load(packed + j * L)));
+      for (int64_t j = 0; j < columns; ++j) store_rounded(row + j * stride, opaque(V::load(packed + j * pitch)));
     else
-      for (int64_t j = 0; j < columns; ++j) store_partial(row + j * stride, V::load(packed + j * L), lanes.count);
+      for (int64_t j = 0; j < columns; ++j) store_partial(row + j * stride, V::load(packed + j * pitch), lanes.count);
   } else if (stride == 1) {
     for (int64_t j = 0; j < columns; j += L) {
       if (columns >= L && j > columns - L) j = columns - L;
@@ -112,18 +112,18 @@ void unpack_columns(const Acc<T>* packed, int64_t columns, const Lanes<Acc<T>>& 
         for (int64_t i = 0; i < lanes.count; ++i) __builtin_prefetch(row + lanes.offset[i] + j + ahead, 1);
       if (n == L && lanes.count == L) {
         TORCH_EXT_UNROLL
-        for (int64_t i = 0; i < L; ++i) square[i] = V::load(packed + (j + i) * L);
+        for (int64_t i = 0; i < L; ++i) square[i] = V::load(packed + (j + i) * pitch);
         transpose(square);
         TORCH_EXT_UNROLL
         for (int64_t i = 0; i < L; ++i) store_rounded(row + lanes.offset[i] + j, square[i]);
         continue;
       }
-      for (int64_t i = 0; i < L; ++i) square[i] = i < n ? opaque(V::load(packed + (j + i) * L)) : V::zero();
+      for (int64_t i = 0; i < L; ++i) square[i] = i < n ? opaque(V::load(packed + (j + i) * pitch)) : V::zero();
       transpose(square);
       for (int64_t i = 0; i < lanes.count; ++i) store_partial(row + lanes.offset[i] + j, square[i], n);
     }
   } else {
-    for (int64_t j = 0; j < columns; ++j, row += stride, packed += L)
+    for (int64_t j = 0; j < columns; ++j, row += stride, packed += pitch)
       for (int64_t i = 0; i < lanes.count; ++i) narrow(packed[i], row + lanes.offset[i]);
   }
 }

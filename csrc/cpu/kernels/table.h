@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "deform_plan.h"
 #include "pixel_plan.h"
 
 // The kernels as function pointers, one table per storage type and instruction set. Kernels are single-threaded: the
@@ -46,10 +47,35 @@ struct DirectKernels {
   void (*add_pixel_grad_weight)(const PixelGradPlan&, Acc<T>* partial_sums, View<T> grad_weight);
 };
 
+// Of deformable convolution: see deform.h. T is the type of the tensor that is read or written; samples are those of
+// Acc<T>.
+template <class T>
+struct DeformKernels {
+  using A = Acc<T>;
+  void (*pack_positions)(View<const T> tensor, const Triple<int64_t>& sizes, int64_t n, int64_t channels,
+                         Range positions, A* packed, int64_t pitch);
+  void (*unpack_positions)(const A* packed, int64_t pitch, const Triple<int64_t>& sizes, int64_t n, int64_t channels,
+                           Range positions, View<T> tensor);
+  void (*sample)(const DeformGeometry<int64_t>&, View<const T> offset, const SampledPart&, int64_t offset_group,
+                 Range positions, std::byte* samples);
+  void (*modulate)(const DeformGeometry<int64_t>&, View<const T> mask, const SampledPart&, int64_t offset_group,
+                   Range positions, std::byte* samples);
+  void (*make_columns)(int dims, const std::byte* samples, int64_t count, const T* image, int64_t pixel,
+                       int64_t channels, A* columns, int64_t pitch);
+  void (*spread_columns)(int dims, const std::byte* samples, int64_t count, const T* image, int64_t pixel,
+                         int64_t channels, const A* gradient, int64_t pitch, A* grad_image, int64_t grad_pixel,
+                         A* dots);
+  void (*grad_offset)(const DeformGeometry<int64_t>&, const std::byte* samples, const A* dots, const SampledPart&,
+                      int64_t offset_group, Range positions, View<T> gradient);
+  void (*grad_mask)(const DeformGeometry<int64_t>&, const std::byte* samples, const A* dots, const SampledPart&,
+                    int64_t offset_group, Range positions, View<T> gradient);
+};
+
 template <class T>
 struct Kernels {
   DepthwiseKernels<T> depthwise;
   DirectKernels<T> direct;
+  DeformKernels<T> deform;
 };
 
 struct KernelTable {

@@ -3,6 +3,7 @@
 // Fills a KernelTable with the kernels of one instruction set, which TORCH_EXT_ISA names. The headers that belong to no
 // instruction set are included before, outside of the target region (see table_avx2.cpp).
 #include "correlate.h"
+#include "deform.h"
 #include "direct.h"
 #include "direct_gradients.h"
 #include "grad_strips.h"
@@ -100,8 +101,20 @@ struct DirectConv {
 };
 
 template <class T>
+constexpr DeformKernels<T> deform_kernels() {
+  return {.pack_positions = pack_positions<T>,
+          .unpack_positions = unpack_positions<T>,
+          .sample = sample<T>,
+          .modulate = modulate<T>,
+          .make_columns = make_columns<T>,
+          .spread_columns = spread_columns<T>,
+          .grad_offset = grad_offset<T>,
+          .grad_mask = grad_mask<T>};
+}
+
+template <class T>
 constexpr Kernels<T> kernels() {
-  return {Depthwise<T>::kernels(), DirectConv<T>::kernels()};
+  return {Depthwise<T>::kernels(), DirectConv<T>::kernels(), deform_kernels<T>()};
 }
 
 inline constexpr KernelTable make_table() {

@@ -82,6 +82,18 @@ TEST(Separable, IsDepthwiseThenPointwise) {
                aten_conv(aten_conv(input, depthwise, {}, 2, 1, 1, 3), pointwise, bias));
 }
 
+TEST(Deform, OffsetsOfZeroAreNoOffsets) {
+  const Tensor input = randn({2, 4, 9, 8}), weight = randn({6, 2, 3, 3}), bias = randn({6});
+  const Tensor offset = at::zeros({2, 2 * 18, 5, 4}), mask = at::full({2, 2 * 9, 5, 4}, 0.5);
+  expect_close(torch_ext::deform_conv2d(input, offset, weight, bias, 2, 1), aten_conv(input, weight, bias, 2, 1, 1, 2));
+  expect_close(torch_ext::deform_conv2d(input, offset, weight, {}, 2, 1, 1, mask),
+               aten_conv(input, weight * 0.5, {}, 2, 1, 1, 2));
+  // A whole pixel to the right.
+  const Tensor right = at::stack({at::zeros({1, 1, 9, 8}), at::ones({1, 1, 9, 8})}, 1).flatten(1, 2);
+  expect_close(torch_ext::deform_conv2d(input[0].unsqueeze(0), right, randn({6, 4, 1, 1}).fill_(1)),
+               at::constant_pad_nd(input[0].slice(2, 1), {0, 1}).sum(0).expand({1, 6, 9, 8}));
+}
+
 TEST(Autograd, GradientsReachInputAndWeight) {
   const Tensor input = randn({2, 3, 8, 8}).requires_grad_(), weight = randn({3, 1, 3, 3}).requires_grad_();
   torch_ext::depthwise_conv2d(input, weight, {}, 1, 1).square().sum().backward();
@@ -108,7 +120,8 @@ TEST(Errors, NameTheFunctionAndSayWhatCame) {
 }
 
 TEST(Registration, OpsAreKnownToTheDispatcher) {
-  for (const char* name : {"torch_ext::conv", "torch_ext::conv_backward", "torch_ext::separable_conv3d"})
+  for (const char* name :
+       {"torch_ext::conv", "torch_ext::conv_backward", "torch_ext::separable_conv3d", "torch_ext::deform_conv"})
     EXPECT_TRUE(c10::Dispatcher::singleton().findSchema({name, ""}).has_value()) << name;
 }
 

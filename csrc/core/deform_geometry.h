@@ -1,0 +1,66 @@
+#pragma once
+
+#include <vector>
+
+#include "geometry.h"
+
+// The geometry of a deformable convolution: that of a convolution, and offset groups. Both kinds of groups follow from
+// the sizes.
+//
+//   offset  [N, n * G * taps, *out]   in the order offset group, tap (row by row), axis (first to last)
+//   mask    [N, G * taps, *out]
+namespace torch_ext {
+
+template <class Int>
+struct DeformGeometry {
+  ConvGeometry<Int> conv;
+  Int offset_groups;
+
+  Int taps() const { return conv.kernel[0] * conv.kernel[1] * conv.kernel[2]; }
+  Int positions() const { return conv.out[0] * conv.out[1] * conv.out[2]; }
+};
+
+// Fills `geometry`; returns an error text, empty if all is right. The arguments' groups are not looked at.
+template <class Int>
+std::string make_deform_geometry(ConvArguments<Int> a, std::span<const Int> offset,
+                                 std::optional<std::span<const Int>> mask, DeformGeometry<Int>* geometry) {
+  using namespace detail;
+  const auto error = [&](const auto&... parts) { return text(a.op, ": ", parts...); };
+  a.groups = Int(1);
+  if (a.input.size() >= 2 && a.weight.size() >= 2 && a.weight[1] > 0) {
+    if (a.input[1] % a.weight[1] != 0)
+      return error("expected weight's second size to divide the input's channels, but got weight of size ",
+                   list(a.weight), " and input of size ", list(a.input));
+    if (a.input[1] > 0) a.groups = a.input[1] / a.weight[1];
+  }
+  const std::string wrong = make_geometry<Int>(a, &geometry->conv);
+  if (!wrong.empty()) return wrong;
+
+  const ConvGeometry<Int>& g = geometry->conv;
+  std::vector<Int> expected{g.batch, Int(0)};
+  for (int axis = 3 - g.dims; axis < 3; ++axis) expected.push_back(g.out[axis]);
+  const auto check = [&](const char* name, std::span<const Int> sizes, const Int& channels) {
+    bool right = sizes.size() == expected.size() && sizes[0] == expected[0] && sizes[1] > 0 && sizes[1] % channels == 0;
+    for (size_t i = 2; right && i < expected.size(); ++i) right = sizes[i] == expected[i];
+    if (right) return std::string();
+    std::ostringstream shape;
+    shape << "[" << g.batch << ", " << channels << " * offset groups";
+    for (size_t i = 2; i < expected.size(); ++i) shape << ", " << expected[i];
+    return error("expected ", name, " of shape ", shape.str(), "], but got ", list(sizes));
+  };
+  const Int taps = geometry->taps();
+  if (const std::string bad = check("offset", offset, taps * g.dims); !bad.empty()) return bad;
+  geometry->offset_groups = offset[1] / (taps * g.dims);
+  if (g.in_channels % geometry->offset_groups != 0)
+    return error("expected offset groups that divide the input's ", g.in_channels, " channels, but got ",
+                 geometry->offset_groups, " from offset of size ", list(offset));
+  if (mask) {
+    if (const std::string bad = check("mask", *mask, taps); !bad.empty()) return bad;
+    if ((*mask)[1] / taps != geometry->offset_groups)
+      return error("expected mask and offset of as many offset groups, but got mask of size ", list(*mask),
+                   " and offset of size ", list(offset));
+  }
+  return "";
+}
+
+}  // namespace torch_ext
