@@ -389,7 +389,7 @@ def test_errors() -> None:
         ({"stride": 0}, "non-positive stride is not supported"),
         ({"dilation": 0}, "dilation should be greater than zero"),
         ({"padding": -1}, "negative padding is not supported"),
-        ({"padding": 2**31}, "expected offset of shape"),
+        ({"padding": 2**31}, "at most 2^50 elements".replace("^", r"\^")),
         ({"padding": 2**62}, "do not fit in 64 bits"),
         ({"bias": make(5)}, "expected bias of size"),
     ]:
@@ -412,20 +412,28 @@ def numbers_list(rank):
     count = draw.choice([rank - 2, 2 * rank - 4, 0, 1])
     return [draw.choice(numbers if draw.random() < 0.3 else [1, 2]) for _ in range(max(count, 0))]
 
-for i in range(6000):
-    rank = draw.randint(2, 5)
-    input, offset, weight, mask, grad_output = (tensor(rank) for _ in range(5))
-    lists = [numbers_list(rank) for _ in range(3)]
-    if i % 2 and rank > 2:  # nearly right
-        n = rank - 2
-        kernel = [draw.choice([1, 2, 5])] * n
-        input, weight = torch.ones(2, 4, *[4] * n), torch.ones(6, draw.choice([4, 2, 2, 3, 0]), *kernel)
-        lists = [[draw.choice([1, 1, 1, *numbers]) for _ in range(m * n)] for m in (1, 2, 1)]
-        out = [draw.choice([4, 5, 6])] * n
-        taps = weight[0, :1].numel()
-        offset = torch.ones(2, draw.choice([n, n, 2 * n, 0]) * taps, *out)
-        mask = torch.ones(2, draw.choice([1, 1, 2]) * taps, *out)
-        grad_output = torch.ones(2, 6, *out)
+for i in range(4000):
+    n, groups = draw.randint(1, 3), draw.choice([1, 2])
+    kernel, stride, dilation = ([draw.choice([1, 2]) for _ in range(n)] for _ in range(3))
+    padding = [draw.choice([0, 1]) for _ in range(2 * n)]
+    sizes = [4 + p + q - d * (k - 1) - 1 for p, q, k, d in zip(padding[::2], padding[1::2], kernel, dilation)]
+    out = [size // s + 1 for size, s in zip(sizes, stride)]
+    input, weight = torch.ones(2, 4, *[4] * n), torch.ones(6, 4 // groups, *kernel)
+    taps = weight[0, 0].numel()
+    offset, mask = torch.ones(2, n * 2 * taps, *out), torch.ones(2, 2 * taps, *out)
+    grad_output = torch.ones(2, 6, *out)
+    lists, rank = [stride, padding, dilation], n + 2
+    change = draw.randrange(4)  # nothing, a number, a list, a tensor
+    if change == 1:
+        changed = draw.choice(lists)
+        changed[draw.randrange(len(changed))] = draw.choice(numbers)
+    elif change == 2:
+        lists[draw.randrange(3)] = numbers_list(rank)
+    elif change == 3:
+        which = draw.randrange(5)
+        input, offset, weight, mask, grad_output = (
+            tensor(rank) if j == which else t for j, t in enumerate((input, offset, weight, mask, grad_output))
+        )
     mask = draw.choice([None, mask])
     masks = [draw.random() < 0.5 for _ in range(5)]
     for call in (
@@ -444,7 +452,7 @@ print("survived", done)
 def test_hostile_calls_do_not_crash() -> None:
     run = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert int(run.stdout.split()[1]) > 50
+    assert int(run.stdout.split()[1]) > 2000
 
 
 # Layers
@@ -497,12 +505,7 @@ def test_pack_layer(modulated: bool) -> None:
     torch.testing.assert_close(layer(input), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.jit.script(layer)(input), expected, rtol=1e-4, atol=1e-4)
     assert layer(input[0]).shape == expected[0].shape
-    # The keys of mmcv's first version.
-    old = {"layer.weight": layer.weight, "layer.bias": layer.bias, "layer_offset.weight": layer.conv_offset.weight,
-           "layer_offset.bias": layer.conv_offset.bias}  # fmt: skip
-    other = nn.ModuleDict({"layer": torch_ext.nn.DeformConv2dPack(4, 6, 3, 2, 1, deform_groups=2, modulated=modulated)})
-    other.load_state_dict(old)
-    assert torch.equal(other["layer"](input), layer(input))
+    assert list(layer.state_dict()) == ["weight", "bias", "conv_offset.weight", "conv_offset.bias"]
 
 
 def test_layers_refuse_bad_arguments() -> None:

@@ -1,4 +1,4 @@
-"""Depthwise, grouped, separable and deformable convolutions for PyTorch: C++ custom operators in torch.ops.torch_ext."""
+"""Depthwise, grouped, separable and deformable convolution for PyTorch: C++ custom operators, torch.ops.torch_ext."""
 
 from torch_ext import _loader
 from torch_ext._version import __version__

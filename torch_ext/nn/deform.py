@@ -215,13 +215,5 @@ class DeformConv2dPack(DeformConv2d):
             mask,
         )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
-        # mmcv's first version had the offsets' convolution beside the layer.
-        for name in ("weight", "bias"):
-            old, new = f"{prefix[:-1]}_offset.{name}", f"{prefix}conv_offset.{name}"
-            if new not in state_dict and old in state_dict:
-                state_dict[new] = state_dict.pop(old)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, deform_groups={self.deform_groups}, modulated={self.modulated}"
