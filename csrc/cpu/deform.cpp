@@ -1,11 +1,11 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "conv.h"
 #include "depthwise.h"
 #include "launch.h"
+#include "matrix.h"
 #include "ops/call.h"
 #include "ops/check.h"
 
@@ -22,36 +22,6 @@ using Deform = DeformGeometry<int64_t>;
 
 // Of columns and samples: a thread's, and what all threads share; and of packed images.
 constexpr int64_t kColumnsBytes = 1 << 20, kSharedBytes = 1 << 20, kImageBytes = 1 << 20;
-
-// A matrix, of any strides.
-template <class A>
-struct Matrix {
-  A* data;
-  int64_t rows, columns, row_stride, column_stride;
-
-  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
-  Tensor tensor() const {
-    return at::from_blob(
-        const_cast<std::remove_const_t<A>*>(data), {rows, columns}, {row_stride, column_stride},
-        at::TensorOptions().dtype(std::same_as<std::remove_const_t<A>, double> ? at::kDouble : at::kFloat));
-  }
-};
-
-// c = beta * c + a * b, on this thread.
-template <class A>
-void multiply(const Matrix<A>& c, const Matrix<A>& a, const Matrix<A>& b, double beta) {
-  at::AutoDispatchBelowADInplaceOrView guard;
-  c.tensor().addmm_(a.tensor(), b.tensor(), beta, 1);
-}
-
-// Runs body(i) for all items. A second, empty one sees to it that PyTorch's matrix product takes one thread: it would
-// take them all if there were but one item, and sum in another order.
-template <class Body>
-void for_each_item(int64_t items, const Body& body) {
-  at::parallel_for(0, std::max<int64_t>(items, 2), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < std::min(end, items); ++i) body(i);
-  });
-}
 
 // Offsets and masks may be in float32 where the rest is in 16 bit.
 template <class T, class Body>
