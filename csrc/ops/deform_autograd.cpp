@@ -117,7 +117,7 @@ class Composition {
                                 .to(weight_.scalar_type());
     if (wanted[3] && mask_.defined())
       std::get<3>(result) = (grad_columns * values).sum(2).reshape_symint(mask_.sym_sizes()).to(mask_.scalar_type());
-    if (wanted[4]) std::get<4>(result) = gradient.sum({0, 3}).flatten().to(input_.scalar_type());
+    if (wanted[4]) std::get<4>(result) = gradient.sum(at::IntArrayRef{0, 3}).flatten().to(input_.scalar_type());
     return result;
   }
 
