@@ -127,8 +127,8 @@ def peak(call):
     return status("VmHWM:") - before - sum(t.nbytes for t in result if t is not None)
 
 def calls(input, weight, padding, dilation):
-    c, dims = input.shape[1], input.dim() - 2
-    numbers = ([1] * dims, [padding] * 2 * dims, [dilation] * dims, c)
+    groups, dims = input.shape[1] // weight.shape[1], input.dim() - 2
+    numbers = ([1] * dims, [padding] * 2 * dims, [dilation] * dims, groups)
     conv = lambda: [torch.ops.torch_ext.conv(input, weight, None, *numbers)]
     grad_output = conv()[0]
     backward = lambda i: lambda: torch.ops.torch_ext.conv_backward(
@@ -147,6 +147,11 @@ cases = {
     "kernel 31 x 31": calls(tensor(1, 8, 56, 56), tensor(8, 1, 31, 31), 15, 1),
     "dilation 1000": calls(tensor(1, 8, 16, 2100), tensor(8, 1, 3, 3), 1000, 1000),
     "wide and deep": calls(tensor(1, 512, 6, 2000), tensor(512, 1, 5, 5), 2, 1),
+    "groups of 4": calls(tensor(64, 64, 28, 28), tensor(64, 4, 3, 3), 1, 1),
+    "groups of 4, bfloat16": calls(tensor(64, 64, 28, 28).bfloat16(), tensor(64, 4, 3, 3).bfloat16(), 1, 1),
+    "groups of 8, channels last": calls(tensor(64, 28, 28, 64).movedim(3, 1), tensor(64, 8, 3, 3), 1, 1),
+    "dense, bfloat16": calls(tensor(32, 72, 28, 28).bfloat16(), tensor(40, 72, 3, 3).bfloat16(), 1, 1),
+    "pointwise": calls(tensor(16, 48, 64, 64), tensor(64, 48, 1, 1), 0, 1),
     "wide channels last": calls(tensor(1, 6, 2000, 512).movedim(3, 1), tensor(512, 1, 5, 5), 2, 1),
 }
 with testing.isa(isa):
@@ -156,6 +161,10 @@ with testing.isa(isa):
     for what, passes in cases.items():
         for name, call in passes.items():
             weight = 8 * 255 * 255 * 4 if "255 x" in what else 512 * 25 * 4 if "wide" in what else 8 * 255 * 4
+            if "groups" in what or "dense" in what or "point" in what:
+                weight = {"groups of 4": 64 * 36, "groups of 8": 64 * 72, "dense": 40 * 648, "pointwise": 64 * 48}[
+                    what.split(",")[0]
+                ] * 4 * (32 if name == "grad_weight" else 1)  # up to 64 slices have sums of their own
             # One thread's scratch, the packed weight or slice sums, and a page here and there.
             allowed = (1 << 20) + 2 * weight + (1 << 18)
             used = peak(call)
