@@ -238,7 +238,7 @@ class DeformProblem:
         return {"forward": tuple(forward(*side) for side in sides), "training": tuple(step(*side) for side in sides)}
 
     def kernel(self, dtype: str, pass_name: str) -> str:
-        return f"deform/{torch.ops.torch_ext._isa()}"
+        return "deform/scalar" if torch.ops.torch_ext._isa() == "scalar" else "deform/avx2"
 
 
 AnyProblem = Problem | SeparableProblem | DeformProblem

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import random
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import torch_ext
@@ -168,6 +169,28 @@ def test_larger_calls(
             torch.testing.assert_close(a.double(), b, rtol=0.02, atol=2e-4 * b.abs().max().item())
         else:
             assert_close(a, b)
+
+
+@pytest.mark.parametrize("size", [(100, 168), (4, 4096), (100000,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_images_keep_the_fraction(dtype: torch.dtype, size: tuple[int, ...], isa: str) -> None:
+    """A coordinate in float32 would have few bits left for it; also in compositions."""
+    torch.manual_seed(0)
+    n = len(size)
+    input, weight = torch.randn(1, 4, *size).to(dtype), torch.randn(4, 4, *(3,) * n).to(dtype)
+    # Not near whole numbers, where the derivative jumps.
+    offset = torch.randint(-3, 4, (1, n * 3**n, *size)) + torch.rand(1, n * 3**n, *size) * 0.8 + 0.1
+    tensors = [t.requires_grad_() for t in (input, offset, weight)]
+    output = getattr(functional, f"deform_conv{n}d")(*tensors, padding=1)
+    copies = [t.detach().double().requires_grad_() for t in tensors]
+    expected = reference.deform_conv(*copies, padding=1)
+    assert_close(output, expected)
+    grad_output = torch.randn(output.shape).to(dtype)
+    theirs = torch.autograd.grad(expected, copies, grad_output.double())
+    for create_graph in (False, True):
+        ours = torch.autograd.grad(output, tensors, grad_output, retain_graph=True, create_graph=create_graph)
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a.detach(), b)
 
 
 @pytest.mark.parametrize("wide", [("offset",), ("mask",), ("offset", "mask")], ids="+".join)
@@ -353,6 +376,58 @@ def test_autocast() -> None:
     assert torch.equal(half, wide.bfloat16())
 
 
+def test_autocast_leaves_derivatives_alone() -> None:
+    """Those of a call that is under autocast, and of one that is not."""
+    input, weight = torch.randn(1, 4, 6, 6, requires_grad=True), torch.randn(3, 4, 3, 3, requires_grad=True)
+    offset = torch.randn(1, 18, 6, 6, requires_grad=True)
+    tensors = input, offset, weight
+    call = lambda *t: functional.deform_conv2d(*t, padding=1)  # noqa: E731
+    expected = torch.autograd.grad(call(*tensors).sum(), tensors)
+    tangents = torch.func.jvp(call, tensors, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        for create_graph in (False, True):
+            ours = torch.autograd.grad(call(*tensors).sum(), tensors, create_graph=create_graph)
+            for a, b in zip(ours, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(call(*map(forward_ad.make_dual, tensors, expected))).tangent
+        torch.testing.assert_close(tangent, tangents[1], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_compositions_keep_formats(n: int) -> None:
+    layout = testing.LAYOUTS["channels_last"]
+    tensors = (
+        layout(torch.randn(2, 4, *(5,) * n)),
+        layout(torch.randn(2, n * 3**n, *(5,) * n)),
+        torch.randn(3, 4, *(3,) * n),
+    )
+    tensors = [t.requires_grad_() for t in tensors]
+    call = lambda *t: getattr(functional, f"deform_conv{n}d")(*t, padding=1)  # noqa: E731
+    output = call(*tensors)
+    plain = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
+    composed = torch.autograd.grad(output.sum(), tensors, create_graph=True)
+    assert [t.stride() for t in composed] == [t.stride() for t in plain]
+    primal, tangent = torch.func.jvp(call, tuple(tensors), tuple(plain))
+    assert primal.stride() == tangent.stride() == output.stride()
+
+
+def test_compositions_of_what_is_not_there(isa: str) -> None:
+    """An image without rows, and no numbers at samples outside of one."""
+    tensors = torch.randn(1, 2, 0, 3), torch.randn(1, 18, 2, 5), torch.randn(3, 2, 3, 3), torch.randn(3)
+    tensors = [t.requires_grad_() for t in tensors]
+    output = functional.deform_conv2d(*tensors, padding=2)
+    plain = torch.autograd.grad(output.sum(), tensors, retain_graph=True)
+    for a, b in zip(torch.autograd.grad(output.sum(), tensors, create_graph=True), plain, strict=True):
+        assert torch.equal(a, b)
+    input, offset = torch.randn(1, 2, 4, 4, requires_grad=True), torch.full((1, 2, 4, 4), 50.0)
+    mask = torch.full((1, 1, 4, 4), float("nan"))
+    output = functional.deform_conv2d(input, offset, torch.ones(1, 2, 1, 1), mask=mask)
+    for create_graph in (False, True):
+        (gradient,) = torch.autograd.grad(output.sum(), input, retain_graph=True, create_graph=create_graph)
+        assert torch.equal(gradient, torch.zeros_like(input))
+
+
 # Errors
 
 
@@ -488,6 +563,19 @@ def test_layers_script_and_export(n: int, padding: Any) -> None:
     assert torch.equal(copy.deepcopy(layer)(input, offset, mask), expected)
 
 
+def test_mmcvs_state_dicts_load() -> None:
+    """Of its two pack layers, of which the first has no bias."""
+    offsets = {"conv_offset.weight": torch.randn(18, 4, 3, 3), "conv_offset.bias": torch.randn(18)}
+    layer = torch_ext.nn.DeformConv2dPack(4, 6, 3, bias=False, modulated=False)
+    layer.load_state_dict({"weight": torch.randn(6, 4, 3, 3), **offsets})
+    modulated = {"conv_offset.weight": torch.randn(27, 4, 3, 3), "conv_offset.bias": torch.randn(27)}
+    layer = torch_ext.nn.DeformConv2dPack(4, 6, 3)
+    layer.load_state_dict({"weight": torch.randn(6, 4, 3, 3), "bias": torch.randn(6), **modulated})
+    again = pickle.loads(pickle.dumps(layer))
+    input = torch.randn(1, 4, 5, 5)
+    assert torch.equal(again(input), layer(input))
+
+
 @pytest.mark.parametrize("modulated", [False, True])
 def test_pack_layer(modulated: bool) -> None:
     torch.manual_seed(0)
@@ -534,6 +622,12 @@ def test_convert_takes_torchvisions_layers() -> None:
     torch_ext.revert(model)
     assert type(model["deform"]) is torchvision.ops.DeformConv2d
     assert torch.equal(model["deform"](input, offset), expected)
+    # What the other side does not have stays.
+    own = torch_ext.nn.DeformConv2d(4, 6, 3, padding="same")
+    assert type(torch_ext.revert(own)) is torch_ext.nn.DeformConv2d
+    integers = torchvision.ops.DeformConv2d(4, 6, 3)
+    integers.weight = nn.Parameter(torch.ones(6, 4, 3, 3, dtype=torch.int64), requires_grad=False)
+    assert type(torch_ext.convert(integers)) is torchvision.ops.DeformConv2d
 
 
 def test_override_routes_torchvision() -> None:
@@ -602,29 +696,32 @@ def peak(call):
     return status("VmHWM:") - before - sum(t.nbytes for t in result if t is not None)
 
 numbers = [1, 1], [1] * 4, [1, 1]
-def calls(n, c, o, h, w):
-    tensors = torch.full((n, c, h, w), 0.5), torch.full((n, 18, h, w), 0.25), torch.full((o, c, 3, 3), 0.5)
+def calls(n, c, o, h, w, groups=1, layout=lambda t: t):
+    tensors = [torch.full((n, c, h, w), 0.5), torch.full((n, 18 * groups, h, w), 0.25), torch.full((o, c, 3, 3), 0.5)]
+    tensors[0] = layout(tensors[0])
     grad_output = torch.full((n, o, h, w), 0.5)
-    mask = torch.full((n, 9, h, w), 0.5)
+    mask = torch.full((n, 9 * groups, h, w), 0.5)
     forward = lambda: [torch.ops.torch_ext.deform_conv(*tensors, mask, None, *numbers)]
     backward = lambda: torch.ops.torch_ext.deform_conv_backward(grad_output, *tensors, mask, *numbers, [True] * 5)
     return forward, backward
 
 for call in calls(1, 8, 8, 8, 8):
     call()
-for size in ((1, 64, 32, 200, 200), (16, 32, 32, 64, 64), (1, 8, 8, 600, 500)):
-    n, c, o, h, w = size
+last = lambda t: t.to(memory_format=torch.channels_last)
+for size in ((1, 64, 32, 200, 200), (16, 32, 32, 64, 64), (1, 8, 8, 600, 500), (1, 3, 8, 400, 400),
+             (1, 8, 1024, 40, 40), (1, 64, 16, 40, 40, 64), (1, 128, 64, 100, 100, 2, last)):
+    n, c, o, h, w = size[:5]
     image, weight = c * h * w * 4, c * o * 9 * 4
     for what, images, call in zip(("forward", "backward"), (1, 2), calls(*size)):
         # Scratch of one thread, images in channels_last, the weight packed and summed, and a page here and there.
-        allowed = (2 << 20) + images * image + 4 * weight + (1 << 19)
+        allowed = (2 << 20) + images * image + images * weight + (1 << 19)
         used = peak(call)
-        print(size, what, used >> 10, "KiB of", allowed >> 10, "TOO MUCH" if used > allowed else "")
+        print(size[:6], what, used >> 10, "KiB of", allowed >> 10, "TOO MUCH" if used > allowed else "")
 """
 
 
 def test_no_columns_of_a_whole_image() -> None:
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.count("KiB") == 6
+    assert run.stdout.count("KiB of") == 14
     assert "TOO MUCH" not in run.stdout, run.stdout

@@ -165,7 +165,8 @@ DEFORM_CONV = """Applies a deformable {n}-D convolution: each tap reads the inpu
 
     Groups follow from the sizes: C / weight.size(1) of them, and G offset groups of C / G channels that share offsets
     and mask. A coordinate that is no number makes the outputs that it feeds no numbers. Derivatives beyond the first,
-    and forward mode, are right but slow.
+    first ones that are to be differentiated again (``create_graph=True``, `torch.func`) and forward mode are right, but
+    slow and of much memory: compositions of PyTorch's ops.
 
     Args:
         input: [N, C, {sizes}] or, unbatched, [C, {sizes}]; float32, float64, bfloat16 or float16, in any memory layout.

@@ -57,7 +57,7 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
         elif _is_timms_same(layer) and _has_kernel(layer):
             layer._was = type(layer), layer.padding
             layer.__class__, layer.padding = Conv2d, "same"
-        elif _is_torchvisions_deform(layer):
+        elif _is_torchvisions_deform(layer) and is_served(layer.weight) and layer.weight.device.type != "cuda":
             layer.__class__ = DeformConv2d
     for layer in [layer for layer in model.modules() if type(layer) is nn.Sequential]:
         _join_pairs(layer)
@@ -90,8 +90,9 @@ def revert(model: nn.Module) -> nn.Module:
             layer.__class__, layer.padding = layer.__dict__.pop("_was")
         elif torchs is not None and _torch_has_padding(layer):
             layer.__class__ = torchs
-        elif type(layer) is DeformConv2d and _torch_has_padding(layer) and "torchvision" in sys.modules:
-            layer.__class__ = sys.modules["torchvision"].ops.DeformConv2d
+        elif type(layer) is DeformConv2d and not isinstance(layer.padding, str) and _torch_has_padding(layer):
+            if "torchvision" in sys.modules:
+                layer.__class__ = sys.modules["torchvision"].ops.DeformConv2d
     return model
 
 

@@ -27,14 +27,19 @@ std::string make_deform_geometry(ConvArguments<Int> a, std::span<const Int> offs
   using namespace detail;
   const auto error = [&](const auto&... parts) { return text(a.op, ": ", parts...); };
   a.groups = Int(1);
-  if (a.input.size() >= 2 && a.weight.size() >= 2 && a.weight[1] > 0) {
-    if (a.input[1] % a.weight[1] != 0)
-      return error("expected weight's second size to divide the input's channels, but got weight of size ",
-                   list(a.weight), " and input of size ", list(a.input));
-    if (a.input[1] > 0) a.groups = a.input[1] / a.weight[1];
-  }
+  const bool has_channels = a.input.size() >= 3 && a.weight.size() == a.input.size() && a.weight[1] > 0;
+  const bool divides = !has_channels || a.input[1] % a.weight[1] == 0;
+  if (has_channels && divides && a.input[1] > 0) a.groups = a.input[1] / a.weight[1];
+  // What does not divide is said after all that comes before it.
+  std::vector<Int> weight(a.weight.begin(), a.weight.end());
+  if (!divides) weight[1] = a.input[1];
+  const std::span<const Int> given = a.weight;
+  a.weight = weight;
   const std::string wrong = make_geometry<Int>(a, &geometry->conv);
   if (!wrong.empty()) return wrong;
+  if (!divides)
+    return error("expected weight's second size to divide the input's channels, but got weight of size ", list(given),
+                 " and input of size ", list(a.input));
 
   const ConvGeometry<Int>& g = geometry->conv;
   std::vector<Int> expected{g.batch, Int(0)};

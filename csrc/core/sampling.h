@@ -36,23 +36,28 @@ TORCH_EXT_HOST_DEVICE constexpr bool is_high(int corner, int axis) {
   return (corner >> (kDims - 1 - axis) & 1) != 0;
 }
 
+// A coordinate is a whole number and an offset, which are kept apart: their sum has few bits left for the fraction in a
+// large image.
 template <class A, int kDims>
-TORCH_EXT_HOST_DEVICE Sample<A, kDims> sample_at(const A* at, const int64_t* size, A mask) {
+TORCH_EXT_HOST_DEVICE Sample<A, kDims> sample_at(const int64_t* whole, const A* offset, const int64_t* size, A mask) {
+  constexpr A kFar = A(int64_t{1} << 40);  // outside of every image, and whole + offset fits in 64 bits
   Sample<A, kDims> s;
   s.mask = mask;
   bool is_nan = false, met = true, inside = true;
-  for (int a = 0; a < kDims; ++a) {
-    is_nan |= !(at[a] == at[a]);
-    met &= at[a] >= -1 && at[a] < static_cast<A>(size[a]);
-    inside &= at[a] > -1;
-  }
   int64_t low[kDims];
   for (int a = 0; a < kDims; ++a) {
-    low[a] = met ? static_cast<int64_t>(at[a]) : 0;
-    if (met && at[a] < static_cast<A>(low[a])) --low[a];
-    s.fraction[a] = met ? at[a] - static_cast<A>(low[a]) : 0;
+    is_nan |= !(offset[a] == offset[a]);
+    const bool near = offset[a] > -kFar && offset[a] < kFar;
+    int64_t floor = near ? static_cast<int64_t>(offset[a]) : 0;
+    if (near && offset[a] < static_cast<A>(floor)) --floor;
+    low[a] = whole[a] + floor;
+    s.fraction[a] = near ? offset[a] - static_cast<A>(floor) : 0;
+    met &= near && low[a] >= -1 && low[a] < size[a];
+    inside &= low[a] != -1 || s.fraction[a] > 0;
   }
-  bool whole = inside && met;
+  if (!met)
+    for (int a = 0; a < kDims; ++a) low[a] = 0, s.fraction[a] = 0;
+  bool whole_cell = inside && met;
   for (int k = 0; k < Sample<A, kDims>::kCorners; ++k) {
     bool exists = met;
     A weight = 1;
@@ -63,12 +68,12 @@ TORCH_EXT_HOST_DEVICE Sample<A, kDims> sample_at(const A* at, const int64_t* siz
       weight *= is_high<kDims>(k, a) ? s.fraction[a] : 1 - s.fraction[a];
       pixel = pixel * size[a] + i;
     }
-    whole &= exists;
+    whole_cell &= exists;
     s.pixel[k] = exists ? pixel : -1;
     s.weight[k] = exists && inside ? weight : 0;
   }
   s.kind = is_nan          ? SampleKind::kNan
-           : whole         ? SampleKind::kWhole
+           : whole_cell    ? SampleKind::kWhole
            : inside && met ? SampleKind::kPart
                            : SampleKind::kOutside;
   return s;

@@ -63,7 +63,7 @@ std::optional<int64_t> pixel_stride(const View<T>& v, const Triple<int64_t>& siz
 
 int64_t padded(int64_t channels, int64_t lanes) { return ceil_div(channels, lanes) * lanes; }
 
-// Some images, packed so: in the type of the sums, each pixel in whole vectors.
+// Some images, packed so, in the type of the sums.
 template <class T>
 class PackedImages {
  public:
@@ -71,10 +71,10 @@ class PackedImages {
       : tensor_(tensor),
         sizes_(sizes),
         channels_(channels),
-        pitch_(padded(channels, kLanes<Acc<T>>)),
+        pitch_(channels),
         pixels_(sizes[0] * sizes[1] * sizes[2]),
         count_(std::clamp<int64_t>(kImageBytes / (pixels_ * pitch_ * sizeof(Acc<T>)), 1, most)),
-        storage_(buffer<T>(count_ * pixels_ * pitch_, tensor)) {}
+        storage_(buffer<T>(count_ * pixels_ * pitch_ + kLanes<Acc<T>>, tensor)) {}
 
   int64_t count() const { return count_; }
   Acc<T>* at(int64_t i) const { return data<T>(storage_) + i * pixels_ * pitch_; }
@@ -119,12 +119,13 @@ struct Images {
   const S* at(int64_t n) const { return first + (n - range.begin) * image; }
 };
 
-// Calls body(images) for all images at once, where they lie, or for some packed ones after the other.
+// Calls body(images) for all images at once, where they lie, or for some packed ones after the other; or for all at
+// once if they are not read.
 template <class T, class Body>
-void for_each_images(const Tensor& tensor, const Geometry& g, const Body& body) {
+void for_each_images(const Tensor& tensor, const Geometry& g, bool are_read, const Body& body) {
   const auto v = view<const T>(tensor);
-  if (const auto pixel = pixel_stride(v, g.in, g.in_channels))
-    return body(Images<T>{{0, g.batch}, v.data, v.n, *pixel});
+  const auto pixel = pixel_stride(v, g.in, g.in_channels);
+  if (pixel || !are_read) return body(Images<T>{{0, g.batch}, v.data, v.n, pixel.value_or(0)});
   PackedImages<T> packed(tensor, g.in, g.in_channels, g.batch);
   for (int64_t n = 0; n < g.batch; n += packed.count()) {
     const Range range{n, std::min(g.batch, n + packed.count())};
@@ -138,17 +139,17 @@ template <class T>
 class RunWeights {
  public:
   using A = Acc<T>;
-  RunWeights(const Deform& g, const std::vector<ChannelRun>& runs, const Tensor& like)
-      : g_(g), runs_(runs), storage_(at::zeros({like.numel()}, like.options().dtype(type()))) {}
+  RunWeights(const Deform& g, const std::vector<ChannelRun>& runs) : g_(g), runs_(runs) {}
 
   void load(const Tensor& weight) {
+    storage_ = at::empty({weight.numel()}, weight.options().dtype(type()));
     const Tensor ordered = weight.flatten(2).transpose(1, 2);
     for (const ChannelRun& run : runs_) of(run).copy_(part_of(ordered, run));
   }
+  void clear(const Tensor& gradient) { storage_ = at::zeros({gradient.numel()}, gradient.options().dtype(type())); }
   void store(Tensor& gradient) {
-    Tensor ordered = at::empty({gradient.size(0), g_.taps(), gradient.size(1)}, storage_.options());
+    const Tensor ordered = gradient.flatten(2).transpose(1, 2);  // a view: it is dense
     for (const ChannelRun& run : runs_) part_of(ordered, run).copy_(of(run));
-    gradient.copy_(ordered.transpose(1, 2).reshape(gradient.sizes()));
   }
   // [outputs of the group, taps * channels], of some taps.
   Matrix<A> matrix(const ChannelRun& run, Range taps) const {
@@ -209,20 +210,21 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
   using A = Acc<T>;
   const int64_t channels = g.conv.in_channels, outputs = g.conv.out_channels, lanes = kLanes<A>;
   const auto groups = channel_runs({g.conv, 1}, channels), runs = channel_runs(g, channels);
-  RunWeights<T> weights(g, groups, weight);
+  RunWeights<T> weights(g, groups);
   weights.load(weight);
   const Tensor wide_bias =
       bias.defined() ? bias.to(weights.matrix(groups[0], {0, 1}).tensor().scalar_type()) : Tensor();
 
   const int64_t bytes = sample_bytes(g.conv.dims, sizeof(A));
   const int64_t column_bytes = channels * static_cast<int64_t>(sizeof(A)) + g.offset_groups * bytes;
-  const DeformTile tile = deform_tile(g, std::max<int64_t>(1, kColumnsBytes / column_bytes));
-  const int64_t strips = ceil_div(g.positions(), tile.positions), pitch = padded(outputs, lanes);
+  const int64_t pitch = padded(outputs, lanes);
+  const DeformTile tile = deform_tile(g, column_bytes, pitch * static_cast<int64_t>(sizeof(A)), kColumnsBytes);
+  const int64_t strips = ceil_div(g.positions(), tile.positions);
   const int64_t most = tile.samples();
   const int64_t columns_size = padded(most * channels, 16);
   const int64_t result_size = padded(tile.positions * pitch, 16);
 
-  for_each_images<T>(input, g.conv, [&]<class S>(const Images<S>& source) {
+  for_each_images<T>(input, g.conv, /*are_read=*/true, [&]<class S>(const Images<S>& source) {
     for_each_item(size(source.range) * strips, [&](int64_t item) {
       const int64_t n = source.range.begin + item / strips;
       const S* const image = source.at(n);
@@ -270,19 +272,20 @@ void backward(const Deform& g, const Tensor& grad_output, const Tensor& input, c
   const auto& [grad_input, grad_offset, grad_weight, grad_mask] = gradients;
   const bool wants_sampling = grad_offset.defined() || grad_mask.defined();
   const int64_t channels = g.conv.in_channels, outputs = g.conv.out_channels, lanes = kLanes<A>;
-  const auto runs = channel_runs(g, std::clamp(padded(ceil_div(channels, 8), lanes), 2 * lanes, 4 * lanes));
+  const auto runs = channel_runs(g, std::clamp(padded(ceil_div(channels, 8), lanes), lanes, 4 * lanes));
   const int64_t run_count = std::ssize(runs), corners = int64_t{1} << g.conv.dims;
   int64_t widest = 0;
   for (const ChannelRun& run : runs) widest = std::max(widest, size(run.channels));
-  RunWeights<T> weights(g, runs, weight), sums(g, runs, weight);
+  RunWeights<T> weights(g, runs), sums(g, runs);
   if (grad_input.defined() || wants_sampling) weights.load(weight);
+  if (grad_weight.defined()) sums.clear(grad_weight);
 
   // What threads share of a sample, and what each has of it.
   const int64_t bytes = sample_bytes(g.conv.dims, sizeof(A));
   const int64_t shared = g.offset_groups * bytes + run_count * corners * static_cast<int64_t>(sizeof(A));
-  const int64_t each = shared + widest * static_cast<int64_t>(sizeof(A));
-  const DeformTile tile = deform_tile(g, std::max<int64_t>(1, kSharedBytes / each));
-  const int64_t most = tile.samples(), pitch = padded(outputs, lanes);
+  const int64_t pitch = padded(outputs, lanes), element = sizeof(A);
+  const DeformTile tile = deform_tile(g, shared + widest * element, pitch * element, kSharedBytes);
+  const int64_t most = tile.samples();
   const int64_t samples_size = padded(most * g.offset_groups * bytes, 64), dots_size = padded(most * corners, 16);
   auto* const samples = static_cast<std::byte*>(
       Scratch::of_this_call().reserve(samples_size + (run_count * dots_size + tile.positions * pitch) * sizeof(A)));
@@ -366,7 +369,7 @@ void backward(const Deform& g, const Tensor& grad_output, const Tensor& input, c
     });
     if (packed_grad) packed_grad->store(n);
   };
-  for_each_images<T>(input, g.conv, [&]<class S>(const Images<S>& source) {
+  for_each_images<T>(input, g.conv, grad_weight.defined() || wants_sampling, [&]<class S>(const Images<S>& source) {
     for (int64_t n = source.range.begin; n < source.range.end; ++n) each_image(n, source.at(n), source.pixel);
   });
   if (grad_weight.defined()) sums.store(gradients[2]);

@@ -242,8 +242,10 @@ TORCH_EXT_INSTANTIATE(c10::SymInt);
 
 #undef TORCH_EXT_INSTANTIATE
 
+bool has_channels_last(const at::Tensor& tensor) { return is_channels_last(tensor) || has_adjacent_channels(tensor); }
+
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes) {
-  return empty(sizes, tensor.options(), is_channels_last(tensor) || has_adjacent_channels(tensor));
+  return empty(sizes, tensor.options(), has_channels_last(tensor));
 }
 
 }  // namespace torch_ext::ops

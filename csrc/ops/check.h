@@ -69,6 +69,9 @@ bool wants_channels_last(const at::Tensor& input, const at::Tensor& depthwise_we
 template <class Int>
 at::Tensor empty_output(const at::Tensor& input, const ConvGeometry<Int>& geometry, bool channels_last);
 
+// Whether a gradient of `tensor` is channels_last: if it suggests that, or in 1-D has adjacent channels.
+bool has_channels_last(const at::Tensor& tensor);
+
 // An uninitialised tensor of these sizes in the memory format of `tensor`: what gradients are.
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes);
 

@@ -40,26 +40,27 @@ class Composition {
         weight_(weight) {
     const SymInt n = g_.conv.batch, groups = g_.offset_groups, taps = g_.taps(), positions = g_.positions();
     pixels_ = g_.conv.in[0] * g_.conv.in[1] * g_.conv.in[2];
+    is_empty_ = pixels_ == 0;
     if (mask && mask->defined()) mask_ = *mask;
     const Tensor offsets = offset.to(type_).reshape_symint({n, groups, taps, dims_, positions});
-    std::vector<Tensor> at, low;
-    for (int a = 0; a < dims_; ++a) at.push_back(offsets.select(3, a) + base(a));
-    met_ = at::ones_like(at[0], at::kBool);
+    std::vector<Tensor> low;
     for (int a = 0; a < dims_; ++a) {
-      const Tensor value = at[a].detach();
-      met_ = met_.logical_and(value.ge(-1)).logical_and(value.lt(size(a)));
-      const Tensor own = value.isnan();
+      constexpr double kFar = 0x1p40;
+      const Tensor offset = offsets.select(3, a), value = offset.detach();
+      const Tensor own = value.isnan(), near = value.abs().lt(kFar);
       nan_ = nan_.defined() ? nan_.logical_or(own) : own;
+      const Tensor none = at::zeros({}, value.options());
+      const Tensor floor = at::where(near, value.floor(), none);
+      low.push_back(floor.to(at::kLong) + base(a));
+      fraction_.push_back(offset - floor);
+      const Tensor met = near.logical_and(low[a].ge(-1)).logical_and(low[a].lt(size(a)));
+      met_ = met_.defined() ? met_.logical_and(met) : met;
     }
-    for (int a = 0; a < dims_; ++a) {
-      const Tensor none = at::zeros({}, at[a].options());
-      low.push_back(at::where(met_, at[a].detach().floor(), none));
-      fraction_.push_back(at::where(met_, at[a] - low[a], none));
-    }
+    for (int a = 0; a < dims_; ++a) fraction_[a] = at::where(met_, fraction_[a], at::zeros({}, fraction_[a].options()));
     for (int k = 0; k < corners(); ++k) {
       Tensor exists = met_, pixel;
       for (int a = 0; a < dims_; ++a) {
-        const Tensor i = low[a].to(at::kLong) + (is_high(k, a) ? 1 : 0);
+        const Tensor i = low[a] + (is_high(k, a) ? 1 : 0);
         exists = exists.logical_and(i.ge(0)).logical_and(i.lt(size(a)));
         pixel = pixel.defined() ? pixel * size(a) + i : i;
       }
@@ -92,9 +93,14 @@ class Composition {
 
     DeformGradients result;
     if (wanted[0]) {
-      Tensor sum = at::zeros_symint({n, g_.offset_groups, channels(), pixels_}, grad_columns.options());
-      for (int k = 0; k < corners(); ++k)
-        sum = at::scatter_add(sum, 3, pixel_[k], (grad_value * corner_weight(k).unsqueeze(2)).flatten(3));
+      Tensor sum =
+          at::zeros_symint({n, g_.offset_groups, channels(), is_empty_ ? SymInt(1) : pixels_}, grad_columns.options());
+      for (int k = 0; k < corners(); ++k) {
+        const Tensor term = grad_value * corner_weight(k).unsqueeze(2);
+        const Tensor existing = at::where(exists_[k].unsqueeze(2), term, at::zeros({}, term.options()));
+        sum = at::scatter_add(sum, 3, pixel_[k], existing.flatten(3));
+      }
+      if (is_empty_) sum = sum.narrow(3, 0, 0);
       std::get<0>(result) = sum.reshape_symint(input_.sym_sizes()).to(input_.scalar_type());
     }
     if (wanted[1]) {
@@ -128,9 +134,9 @@ class Composition {
   SymInt channels() const { return g_.conv.in_channels / g_.offset_groups; }
   Tensor nan() const { return at::full({}, std::numeric_limits<double>::quiet_NaN(), input_.options().dtype(type_)); }
 
-  // The coordinates without offsets, [T, P].
+  // The coordinates without offsets, [T, P]: whole numbers.
   Tensor base(int axis) const {
-    const auto options = input_.options().dtype(type_);
+    const auto options = input_.options().dtype(at::kLong);
     const int a = 3 - dims_ + axis;
     std::vector<SymInt> all, taps(2 * dims_, 1), outs(2 * dims_, 1);
     for (int i = 3 - dims_; i < 3; ++i) all.push_back(g_.conv.kernel[i]);
@@ -161,7 +167,8 @@ class Composition {
   // Each corner's inputs, [N, G, C / G, T, P].
   std::vector<Tensor> corner_values() const {
     const SymInt n = g_.conv.batch, groups = g_.offset_groups;
-    const Tensor images = input_.to(type_).reshape_symint({n, groups, channels(), pixels_});
+    const Tensor images = is_empty_ ? at::zeros_symint({n, groups, channels(), 1}, input_.options().dtype(type_))
+                                    : input_.to(type_).reshape_symint({n, groups, channels(), pixels_});
     std::vector<Tensor> values;
     for (int k = 0; k < corners(); ++k) {
       const Tensor read =
@@ -198,6 +205,7 @@ class Composition {
   const Tensor input_, offset_, weight_;
   Tensor mask_;
   SymInt pixels_;
+  bool is_empty_;                          // the image: then one pixel of zero stands for it
   Tensor met_, nan_;                       // [N, G, T, P], as all below but for pixel
   std::vector<Tensor> fraction_, exists_;  // of axes, of corners
   std::vector<Tensor> pixel_;              // of corners, [N, G, C / G, T * P]
@@ -218,6 +226,13 @@ struct DeformDerivative {
   }
 };
 
+// A result in the format that the ops give.
+Tensor in_format(const Tensor& tensor, bool channels_last) {
+  if (!channels_last) return tensor.contiguous();
+  if (tensor.dim() == 3) return tensor.transpose(1, 2).contiguous().transpose(1, 2);
+  return tensor.contiguous(tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d);
+}
+
 bool has_tangent(const variable_list& tensors) {
   return std::any_of(tensors.begin(), tensors.end(),
                      [](const Tensor& each) { return torch::autograd::isFwGradDefined(each); });
@@ -229,7 +244,11 @@ Tensor deform_conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const
   const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), 1};
   const Tensor modulation = mask.value_or(Tensor());
   const variable_list tensors{input, offset, weight, modulation, bias.value_or(Tensor())};
-  if (has_tangent(tensors)) return Composition(input, offset, weight, mask, numbers).forward(tensors[4]);
+  if (has_tangent(tensors)) {
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const Tensor output = Composition(input, offset, weight, mask, numbers).forward(tensors[4]);
+    return in_format(output, wants_channels_last(input, weight));
+  }
   const auto node = record<DeformDerivative>(numbers, tensors, modulation.defined() ? 4 : 3);
   Tensor output = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -250,7 +269,12 @@ DeformGradients deform_conv_backward_autograd(c10::DispatchKeySet keys, const Te
     check_deform_backward<SymInt>("deform_conv_backward", grad_output, input, offset, weight, mask, stride, padding,
                                   dilation);
     const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), 1};
-    return Composition(input, offset, weight, mask, numbers).backward(grad_output, output_mask);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    auto [x, o, w, m, b] = Composition(input, offset, weight, mask, numbers).backward(grad_output, output_mask);
+    const auto like = [](const Tensor& gradient, const Tensor& tensor) {
+      return gradient.defined() ? in_format(gradient, has_channels_last(tensor)) : gradient;
+    };
+    return {like(x, input), like(o, offset), like(w, weight), like(m, tensors[4]), b};
   }
   at::AutoDispatchBelowADInplaceOrView guard;
   return deform_conv_backward_redispatch(keys & c10::after_autograd_keyset, grad_output, input, offset, weight, mask,

@@ -38,22 +38,32 @@ T* at_row(const View<T>& tensor, int64_t n, int64_t c, int64_t d, int64_t h, int
   return tensor.at(n, c) + d * tensor.spatial[0] + h * tensor.spatial[1] + w * tensor.spatial[2];
 }
 
-// packed[position][channel] in Acc<T>, `pitch` numbers from one position to the next: whole vectors, and the rest of
-// the last one is undefined.
+// packed[position][channel] in Acc<T>, `pitch` numbers from one position to the next.
 template <class T>
 void pack_positions(View<const T> tensor, const Triple<int64_t>& sizes, int64_t n, int64_t channels, Range positions,
                     Acc<T>* packed, int64_t pitch) {
-  constexpr int64_t L = kLanes<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int64_t L = kLanes<A>, kColumns = 8 * L;
   for (int64_t c = 0; c < channels; c += L) {
-    const Lanes<Acc<T>> lanes(c, channels, ChannelMap{1, 1}, tensor.c);
+    const Lanes<A> lanes(c, channels, ChannelMap{1, 1}, tensor.c);
     for_each_row(sizes, positions, [&](int64_t d, int64_t h, Range w, int64_t i) {
-      pack_columns(at_row(tensor, n, 0, d, h, w.begin), tensor.spatial[2], lanes, size(w), packed + i * pitch + c,
-                   pitch);
+      const T* const row = at_row(tensor, n, 0, d, h, w.begin);
+      A* const to = packed + i * pitch + c;
+      const int64_t step = tensor.spatial[2];
+      if (lanes.count == L) return pack_columns(row, step, lanes, size(w), to, pitch);
+      // Whole vectors would reach into the next position.
+      alignas(64) A columns[kColumns * L];
+      for (int64_t j = 0; j < size(w); j += kColumns) {
+        const int64_t count = std::min(kColumns, size(w) - j);
+        pack_columns(row + j * step, step, lanes, count, columns);
+        for (int64_t k = 0; k < count; ++k)
+          store_partial(to + (j + k) * pitch, Vec<A>::load(columns + k * L), lanes.count);
+      }
     });
   }
 }
 
-// The way back: rounds and stores.
+// The way back: rounds and stores. Whole vectors are read: beyond the last position, too.
 template <class T>
 void unpack_positions(const Acc<T>* packed, int64_t pitch, const Triple<int64_t>& sizes, int64_t n, int64_t channels,
                       Range positions, View<T> tensor) {
@@ -105,12 +115,13 @@ void sample(const DeformGeometry<int64_t>& g, View<const O> offset, const Sample
                                    taps[axis] * g.conv.dilation[axis];
                       }
                       for (int64_t j = w.begin; j < w.end; ++j, index += size(part.taps)) {
-                        A at[kDims];
+                        int64_t whole[kDims];
+                        A moved[kDims];
                         for (int a = 0; a < kDims; ++a) {
-                          const int64_t whole = first[a] + (a == kDims - 1 ? j * g.conv.stride[2] : 0);
-                          at[a] = static_cast<A>(whole) + widen(row[a][j * offset.spatial[2]]);
+                          whole[a] = first[a] + (a == kDims - 1 ? j * g.conv.stride[2] : 0);
+                          moved[a] = widen(row[a][j * offset.spatial[2]]);
                         }
-                        block[index] = sample_at<A, kDims>(at, &g.conv.in.value[kFirst], 1);
+                        block[index] = sample_at<A, kDims>(whole, moved, &g.conv.in.value[kFirst], 1);
                       }
                     });
   });

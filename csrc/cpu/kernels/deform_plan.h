@@ -50,18 +50,22 @@ struct DeformTile {
   int64_t samples() const { return positions * taps; }
 };
 
-// About so many samples. A matrix product packs the weight anew for every tile of positions, and goes over its result
-// once for each of taps: both cost little where a tile has many positions, and taps times channels are many. So many
-// that the threads have tiles, and each as many.
-inline DeformTile deform_tile(const DeformGeometry<int64_t>& g, int64_t samples) {
+// Of at most `most` bytes, if those of a position and its first tap are no more. A matrix product packs the weight anew
+// for each tile of positions, and goes over its result once for each of taps: so many positions rather than many taps.
+// Tiles are a multiple of 8, where they are many, so that threads have as many each.
+inline DeformTile deform_tile(const DeformGeometry<int64_t>& g, int64_t sample_bytes, int64_t position_bytes,
+                              int64_t most) {
   constexpr int64_t kMostPositions = 512, kFewestPositions = 128, kLeastPositions = 16, kTiles = 8;
   const int64_t positions = g.positions();
+  const int64_t limit = std::max<int64_t>(1, most / (sample_bytes + position_bytes));
   const int64_t fewest = std::clamp(positions * g.conv.batch / kTiles, kLeastPositions, kFewestPositions);
-  const int64_t wanted = std::clamp(samples / g.taps(), fewest, kMostPositions);
-  int64_t tiles = ceil_div(positions, wanted);
-  if (2 * tiles > kTiles) tiles = (2 * tiles + kTiles) / (2 * kTiles) * kTiles;
+  const int64_t wanted = std::clamp(most / (g.taps() * sample_bytes + position_bytes), fewest, kMostPositions);
+  int64_t tiles = ceil_div(positions, std::min(wanted, limit));
+  if (2 * tiles > kTiles) tiles = std::min(positions, (2 * tiles + kTiles) / (2 * kTiles) * kTiles);
+  if (ceil_div(positions, tiles) > limit) tiles = ceil_div(positions, limit);
   DeformTile tile{ceil_div(positions, tiles), 1};
-  tile.taps = std::clamp<int64_t>(samples / tile.positions, 1, g.taps());
+  const int64_t left = most - tile.positions * position_bytes;
+  tile.taps = std::clamp<int64_t>(left / (tile.positions * sample_bytes), 1, g.taps());
   tile.taps = ceil_div(g.taps(), ceil_div(g.taps(), tile.taps));
   return tile;
 }

@@ -45,7 +45,7 @@ void check_deform(const cpu::KernelTable& table, const Case& c, int64_t offset_g
   const DeformCase g{c.geometry(), offset_groups};
   const int dims = g.conv.dims;
   const int64_t corners = int64_t{1} << dims, channels = g.conv.in_channels, per_group = channels / offset_groups;
-  const int64_t bytes = cpu::sample_bytes(dims, sizeof(A)), pitch = cpu::ceil_div(channels, 8) * 8;
+  const int64_t bytes = cpu::sample_bytes(dims, sizeof(A)), pitch = channels;
   const auto& kernels = table.of<T>().deform;
   const auto& sampling = table.of<O>().deform;
   std::mt19937 random(static_cast<uint32_t>(g.conv.in[2] * 31 + g.conv.kernel[2] * 7 + channels));
@@ -64,7 +64,7 @@ void check_deform(const cpu::KernelTable& table, const Case& c, int64_t offset_g
 
   for (int64_t n = 0; n < g.conv.batch; ++n) {
     const int64_t pixels = g.conv.in[0] * g.conv.in[1] * g.conv.in[2];
-    Buffer<A> image(pixels * pitch), grad_image(pixels * pitch);
+    Buffer<A> image(pixels * pitch), grad_image(pixels * pitch + 8);
     kernels.pack_positions(input.view(), g.conv.in, n, channels, {pixels / 2, pixels}, image.data + pixels / 2 * pitch,
                            pitch);
     kernels.pack_positions(input.view(), g.conv.in, n, channels, {0, pixels / 2}, image.data, pitch);
@@ -187,16 +187,18 @@ TEST(DeformPlans, RunsAndTiles) {
           next = run.channels.end;
         }
         EXPECT_EQ(next, channels);
-        for (const int64_t samples : {1, 100, 4096, 1 << 30}) {
-          const cpu::DeformTile tile = cpu::deform_tile(g, samples);
+        for (const int64_t bytes : {1, 1000, 1 << 20, 1 << 30}) {
+          const cpu::DeformTile tile = cpu::deform_tile(g, 100, 300, bytes);
+          EXPECT_LE(100 * tile.samples() + 300 * tile.positions, std::max<int64_t>(bytes, 400));
           EXPECT_TRUE(tile.taps >= 1 && tile.taps <= g.taps());
           EXPECT_TRUE(tile.positions >= 1 && tile.positions <= g.positions());
         }
       }
   // A large kernel: some of its taps at a time.
   const Case c{1, 8, 8, 1, {300, 300}, {255, 255}, {1, 1}, {0, 0, 0, 0}, {1, 1}};
-  const cpu::DeformTile tile = cpu::deform_tile({c.geometry(), 1}, 4096);
-  EXPECT_LE(tile.samples(), 1 << 14);
+  const cpu::DeformTile tile = cpu::deform_tile({c.geometry(), 1}, 64, 128, 1 << 20);
+  EXPECT_GT(tile.taps, 1);
+  EXPECT_LT(tile.taps, 255 * 255);
 }
 
 }  // namespace
