@@ -1,6 +1,7 @@
 #include "cpu/kernels/deform_plan.h"
 
 #include "kernel_case.h"
+#include "rounded.h"
 
 // The parts of deformable convolution: samples, columns, and what is spread from the columns' gradient.
 namespace torch_ext::test {
@@ -129,11 +130,11 @@ void check_deform(const cpu::KernelTable& table, const Case& c, int64_t offset_g
                 }
               }
               const double own_mask = to_double(grad_mask.at(n, group * g.taps() + t, o[0], o[1], o[2]));
-              EXPECT_TRUE(is_nan ? std::isnan(own_mask) : own_mask == to_double(from_double<O>(to_mask)));
+              EXPECT_TRUE(is_nan ? std::isnan(own_mask) : own_mask == to_double(rounded<O>(to_mask)));
               for (int a = 3 - dims; a < 3; ++a) {
                 const double own =
                     to_double(grad_offset.at(n, (group * g.taps() + t) * dims + a - (3 - dims), o[0], o[1], o[2]));
-                EXPECT_TRUE(is_nan ? std::isnan(own) : own == to_double(from_double<O>(slopes[a])))
+                EXPECT_TRUE(is_nan ? std::isnan(own) : own == to_double(rounded<O>(slopes[a])))
                     << own << " " << slopes[a];
               }
             }
@@ -145,7 +146,7 @@ void check_deform(const cpu::KernelTable& table, const Case& c, int64_t offset_g
       for (int64_t ch = 0; ch < channels; ++ch)
         EXPECT_EQ(to_double(input.at(n, ch, pixel / g.conv.in[2] / g.conv.in[1], pixel / g.conv.in[2] % g.conv.in[1],
                                      pixel % g.conv.in[2])),
-                  to_double(from_double<T>(to_image[pixel * channels + ch])));
+                  to_double(rounded<T>(to_image[pixel * channels + ch])));
   }
 }
 

@@ -3,23 +3,13 @@
 #include "cpu/kernels/pieces.h"
 
 #include "kernel_case.h"
+#include "rounded.h"
 
 namespace torch_ext::test {
 namespace {
 
 using Separable = KernelTest;
 INSTANTIATE_FOR_EVERY_ISA(Separable);
-
-// To nearest, ties to even.
-template <class T>
-T rounded(double x) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    const auto bits = std::bit_cast<uint32_t>(static_cast<float>(x));
-    return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1)) >> 16)};
-  } else {
-    return from_double<T>(x);
-  }
-}
 
 // By strips against both steps in float64, the first rounded to T. False where there are no strips.
 template <class T>
