@@ -71,24 +71,22 @@ class PackedImages {
       : tensor_(tensor),
         sizes_(sizes),
         channels_(channels),
-        pitch_(channels),
         pixels_(sizes[0] * sizes[1] * sizes[2]),
-        count_(std::clamp<int64_t>(kImageBytes / (pixels_ * pitch_ * sizeof(Acc<T>)), 1, most)),
-        storage_(buffer<T>(count_ * pixels_ * pitch_ + kLanes<Acc<T>>, tensor)) {}
+        count_(std::clamp<int64_t>(kImageBytes / (pixels_ * channels_ * sizeof(Acc<T>)), 1, most)),
+        storage_(buffer<T>(count_ * pixels_ * channels_ + kLanes<Acc<T>>, tensor)) {}
 
   int64_t count() const { return count_; }
-  Acc<T>* at(int64_t i) const { return data<T>(storage_) + i * pixels_ * pitch_; }
-  int64_t pitch() const { return pitch_; }
+  Acc<T>* at(int64_t i) const { return data<T>(storage_) + i * pixels_ * channels_; }
   void clear() { storage_.zero_(); }
   void load(Range images) {
     each_part(size(images), [&](int64_t i, Range part) {
       table().of<T>().deform.pack_positions(view<const T>(tensor_), sizes_, images.begin + i, channels_, part,
-                                            at(i) + part.begin * pitch_, pitch_);
+                                            at(i) + part.begin * channels_, channels_);
     });
   }
   void store(int64_t n) {
     each_part(1, [&](int64_t i, Range part) {
-      table().of<T>().deform.unpack_positions(at(i) + part.begin * pitch_, pitch_, sizes_, n + i, channels_, part,
+      table().of<T>().deform.unpack_positions(at(i) + part.begin * channels_, channels_, sizes_, n + i, channels_, part,
                                               view<T>(tensor_));
     });
   }
@@ -97,7 +95,7 @@ class PackedImages {
   template <class Body>
   void each_part(int64_t images, const Body& body) {
     constexpr int64_t kWorthAThread = 1 << 15;  // numbers
-    at::parallel_for(0, images * pixels_, ceil_div(kWorthAThread, pitch_), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, images * pixels_, ceil_div(kWorthAThread, channels_), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin / pixels_; i * pixels_ < end; ++i)
         body(i, Range{std::max(begin - i * pixels_, int64_t{0}), std::min(end - i * pixels_, pixels_)});
     });
@@ -105,7 +103,7 @@ class PackedImages {
 
   const Tensor& tensor_;
   const Triple<int64_t> sizes_;
-  const int64_t channels_, pitch_, pixels_, count_;
+  const int64_t channels_, pixels_, count_;
   Tensor storage_;
 };
 
@@ -130,7 +128,7 @@ void for_each_images(const Tensor& tensor, const Geometry& g, bool are_read, con
   for (int64_t n = 0; n < g.batch; n += packed.count()) {
     const Range range{n, std::min(g.batch, n + packed.count())};
     packed.load(range);
-    body(Images<Acc<T>>{range, packed.at(0), packed.at(1) - packed.at(0), packed.pitch()});
+    body(Images<Acc<T>>{range, packed.at(0), packed.at(1) - packed.at(0), g.in_channels});
   }
 }
 
@@ -142,11 +140,13 @@ class RunWeights {
   RunWeights(const Deform& g, const std::vector<ChannelRun>& runs) : g_(g), runs_(runs) {}
 
   void load(const Tensor& weight) {
-    storage_ = at::empty({weight.numel()}, weight.options().dtype(type()));
+    storage_ = at::empty({weight.numel()}, weight.options().dtype(sum_type<T>()));
     const Tensor ordered = weight.flatten(2).transpose(1, 2);
     for (const ChannelRun& run : runs_) of(run).copy_(part_of(ordered, run));
   }
-  void clear(const Tensor& gradient) { storage_ = at::zeros({gradient.numel()}, gradient.options().dtype(type())); }
+  void clear(const Tensor& gradient) {
+    storage_ = at::zeros({gradient.numel()}, gradient.options().dtype(sum_type<T>()));
+  }
   void store(Tensor& gradient) {
     const Tensor ordered = gradient.flatten(2).transpose(1, 2);  // a view: it is dense
     for (const ChannelRun& run : runs_) part_of(ordered, run).copy_(of(run));
@@ -159,7 +159,6 @@ class RunWeights {
   }
 
  private:
-  static at::ScalarType type() { return std::same_as<A, double> ? at::kDouble : at::kFloat; }
   int64_t first(const ChannelRun& run) const { return run.channels.begin * g_.conv.out_per_group() * g_.taps(); }
   Tensor of(const ChannelRun& run) const {
     const std::vector<int64_t> sizes{g_.conv.out_per_group(), g_.taps(), size(run.channels)};
@@ -182,8 +181,7 @@ void for_each_range(int64_t count, int64_t step, const Body& body) {
   for (int64_t i = 0; i < parts; ++i) body(part(count, parts, i));
 }
 
-// Some positions of an image of a tensor [N, C, *] as a matrix [position, channel]. Where it lies, if it can be, else
-// in `packed`, in whole vectors.
+// Some positions of an image of a tensor [N, C, *] as a matrix [position, channel], where it lies, if it can be.
 template <class V, class A = Acc<std::remove_const_t<V>>>
 std::optional<Matrix<A>> matrix_in_place(const View<V>& v, const Triple<int64_t>& sizes, int64_t channels, int64_t n,
                                          Range positions) {
@@ -212,8 +210,7 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
   const auto groups = channel_runs({g.conv, 1}, channels), runs = channel_runs(g, channels);
   RunWeights<T> weights(g, groups);
   weights.load(weight);
-  const Tensor wide_bias =
-      bias.defined() ? bias.to(weights.matrix(groups[0], {0, 1}).tensor().scalar_type()) : Tensor();
+  const Tensor wide_bias = bias.defined() ? bias.to(sum_type<T>()) : Tensor();
 
   const int64_t bytes = sample_bytes(g.conv.dims, sizeof(A));
   const int64_t column_bytes = channels * static_cast<int64_t>(sizeof(A)) + g.offset_groups * bytes;
@@ -305,7 +302,7 @@ void backward(const Deform& g, const Tensor& grad_output, const Tensor& input, c
     if (packed_grad) packed_grad->clear(), grad_image = packed_grad->at(0);
     else if constexpr (std::same_as<T, A>)
       if (grad_input.defined()) grad_image = view<T>(grad_input).at(n, 0);
-    const int64_t to_pixel = packed_grad ? packed_grad->pitch() : grad_pixel.value_or(0);
+    const int64_t to_pixel = packed_grad ? channels : grad_pixel.value_or(0);
 
     for_each_range(g.positions(), tile.positions, [&](Range positions) {
       const auto in_place = matrix_in_place(view<const T>(grad_output), g.conv.out, outputs, n, positions);

@@ -51,9 +51,15 @@ View<T> view(const at::Tensor& tensor) {
   return result;
 }
 
+// The dtype of Acc<T>.
+template <class T>
+constexpr at::ScalarType sum_type() {
+  return std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat;
+}
+
 template <class T>
 at::Tensor buffer(int64_t elements, const at::Tensor& like) {
-  return at::empty({elements}, like.options().dtype(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat));
+  return at::empty({elements}, like.options().dtype(sum_type<T>()));
 }
 
 template <class T>
@@ -67,8 +73,7 @@ template <class T>
 View<const Acc<T>> wide_weight(const Geometry& g, const at::Tensor& weight, at::Tensor* storage) {
   if constexpr (std::same_as<T, Acc<T>>)
     if (const auto even = with_even_taps(g, view<const T>(weight))) return *even;
-  *storage =
-      weight.to(std::same_as<Acc<T>, double> ? at::kDouble : at::kFloat, false, true, at::MemoryFormat::Contiguous);
+  *storage = weight.to(sum_type<T>(), false, true, at::MemoryFormat::Contiguous);
   return *with_even_taps(g, view<const Acc<T>>(*storage));
 }
 

@@ -6,9 +6,8 @@
 #include <ATen/ops/from_blob.h>
 
 #include <algorithm>
-#include <concepts>
 
-#include "core/view.h"
+#include "launch.h"
 
 // PyTorch's matrix product, on each thread for itself.
 namespace torch_ext::cpu {
@@ -21,9 +20,7 @@ struct Matrix {
 
   Matrix transposed() const { return {data, columns, rows, column_stride, row_stride}; }
   at::Tensor tensor() const {
-    return at::from_blob(
-        const_cast<std::remove_const_t<A>*>(data), {rows, columns}, {row_stride, column_stride},
-        at::TensorOptions().dtype(std::same_as<std::remove_const_t<A>, double> ? at::kDouble : at::kFloat));
+    return at::from_blob(data, {rows, columns}, {row_stride, column_stride}, at::TensorOptions().dtype(sum_type<A>()));
   }
 };
 
@@ -34,19 +31,12 @@ void multiply(const Matrix<A>& c, const Matrix<A>& a, const Matrix<A>& b, double
   c.tensor().addmm_(a.tensor(), b.tensor(), beta, 1);
 }
 
-// Runs body(range) for all items. A second, empty one sees to it that PyTorch's matrix product takes one thread: it
-// would take them all if there were but one item, and sum in another order.
-template <class Body>
-void for_each_range_of_items(int64_t items, const Body& body) {
-  at::parallel_for(0, std::max<int64_t>(items, 2), 1, [&](int64_t begin, int64_t end) {
-    body(Range{begin, std::min(end, items)});
-  });
-}
-
+// Runs body(i) for all items. A second, empty one sees to it that PyTorch's matrix product takes one thread: it would
+// take them all if there were but one item, and sum in another order.
 template <class Body>
 void for_each_item(int64_t items, const Body& body) {
-  for_each_range_of_items(items, [&](Range range) {
-    for (int64_t i = range.begin; i < range.end; ++i) body(i);
+  at::parallel_for(0, std::max<int64_t>(items, 2), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, items); ++i) body(i);
   });
 }
 

@@ -162,7 +162,7 @@ Tensor forward_autograd(const typename Op::Factors& t, const Tensor& bias, const
   }();
   if (node) set_history(output, node);
 
-  if (std::any_of(tensors.begin(), tensors.end(), [](const Tensor& each) { return isFwGradDefined(each); })) {
+  if (has_tangent(tensors)) {
     const Tensor to_bias = tangent(bias);
     Tensor dy = sum_of_forwards<Op>(each<Op>(t, primal), each<Op>(t, tangent), to_bias, numbers);
     if (!dy.defined()) dy = expand_bias(to_bias, output);
@@ -186,7 +186,7 @@ auto backward_autograd(const Tensor& grad_output, const typename Op::Factors& t,
   if (node)
     for (const Tensor& gradient : gradients) set_history(gradient, node);
 
-  if (std::any_of(tensors.begin(), tensors.end(), [](const Tensor& each) { return isFwGradDefined(each); })) {
+  if (has_tangent(tensors)) {
     const Tensor dg = tangent(grad_output);
     const auto primals = each<Op>(t, primal);
     variable_list tangents(gradients.size());

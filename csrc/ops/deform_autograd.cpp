@@ -3,7 +3,6 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/matmul.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/scatter_add.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
@@ -29,10 +28,9 @@ using torch::autograd::variable_list;
 // Names as in core/sampling.h; sizes are N, offset groups G, channels C / G, taps T and positions P.
 class Composition {
  public:
-  Composition(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& mask,
-              const Numbers& numbers)
-      : g_(check_deform<SymInt>("deform_conv", input, offset, weight, mask, {}, numbers.stride, numbers.padding,
-                                numbers.dilation)),
+  Composition(const DeformGeometry<SymInt>& g, const Tensor& input, const Tensor& offset, const Tensor& weight,
+              const std::optional<Tensor>& mask)
+      : g_(g),
         dims_(g_.conv.dims),
         type_(input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
         input_(input),
@@ -226,16 +224,9 @@ struct DeformDerivative {
   }
 };
 
-// A result in the format that the ops give.
+// A result in the format that the ops give; by moving axes, since vmap knows no copy in another memory format.
 Tensor in_format(const Tensor& tensor, bool channels_last) {
-  if (!channels_last) return tensor.contiguous();
-  if (tensor.dim() == 3) return tensor.transpose(1, 2).contiguous().transpose(1, 2);
-  return tensor.contiguous(tensor.dim() == 4 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::ChannelsLast3d);
-}
-
-bool has_tangent(const variable_list& tensors) {
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const Tensor& each) { return torch::autograd::isFwGradDefined(each); });
+  return channels_last ? tensor.movedim(1, -1).contiguous().movedim(-1, 1) : tensor.contiguous();
 }
 
 Tensor deform_conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const Tensor& offset, const Tensor& weight,
@@ -246,7 +237,8 @@ Tensor deform_conv_autograd(c10::DispatchKeySet keys, const Tensor& input, const
   const variable_list tensors{input, offset, weight, modulation, bias.value_or(Tensor())};
   if (has_tangent(tensors)) {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const Tensor output = Composition(input, offset, weight, mask, numbers).forward(tensors[4]);
+    const auto g = check_deform<SymInt>("deform_conv", input, offset, weight, mask, bias, stride, padding, dilation);
+    const Tensor output = Composition(g, input, offset, weight, mask).forward(tensors[4]);
     return in_format(output, wants_channels_last(input, weight));
   }
   const auto node = record<DeformDerivative>(numbers, tensors, modulation.defined() ? 4 : 3);
@@ -266,11 +258,10 @@ DeformGradients deform_conv_backward_autograd(c10::DispatchKeySet keys, const Te
                                               DeformMask output_mask) {
   const variable_list tensors{grad_output, input, offset, weight, mask.value_or(Tensor())};
   if (torch::autograd::compute_requires_grad(tensors) || has_tangent(tensors)) {
-    check_deform_backward<SymInt>("deform_conv_backward", grad_output, input, offset, weight, mask, stride, padding,
-                                  dilation);
-    const Numbers numbers{stride.vec(), padding.vec(), dilation.vec(), 1};
+    const auto g = check_deform_backward<SymInt>("deform_conv_backward", grad_output, input, offset, weight, mask,
+                                                 stride, padding, dilation);
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    auto [x, o, w, m, b] = Composition(input, offset, weight, mask, numbers).backward(grad_output, output_mask);
+    auto [x, o, w, m, b] = Composition(g, input, offset, weight, mask).backward(grad_output, output_mask);
     const auto like = [](const Tensor& gradient, const Tensor& tensor) {
       return gradient.defined() ? in_format(gradient, has_channels_last(tensor)) : gradient;
     };

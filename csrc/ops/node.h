@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -112,6 +113,11 @@ struct ConvNode : torch::autograd::Node {
     return result;
   }
 };
+
+inline bool has_tangent(const torch::autograd::variable_list& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& each) { return torch::autograd::isFwGradDefined(each); });
+}
 
 // Records the derivative of a call on these tensors if one of them needs it; else null.
 template <class D>
