@@ -62,24 +62,79 @@ def test_groups(isa: str, n: int, output: str) -> None:
     for dtype in testing.dtypes:
         for sizes in ((2, 2, 2), (4, 15, 15), (32, 4, 16), (3, 40, 8)):
             assert grouped(n, dtype, output, sizes) == ours
-        assert grouped(n, dtype, output, (2, 16, 16)) == (ATEN if dtype == F32 else ours)
+        assert grouped(n, dtype, output, (2, 65, 16)) == (ATEN if dtype == F32 else ours)
         assert grouped(n, F64, output, (2, 127, 16)) == ours
         assert grouped(n, F64, output, (2, 128, 16)) == ATEN
         # A row of 64 taps.
-        assert grouped(n, dtype, output, (2, 16, 16), k=63, size=70, wide_only=True) == (ATEN if dtype == F32 else ours)
-        assert grouped(n, dtype, output, (2, 16, 16), k=64, size=70, wide_only=True) == ours
+        assert grouped(n, dtype, output, (2, 65, 16), k=63, size=70, wide_only=True) == (ATEN if dtype == F32 else ours)
+        assert grouped(n, dtype, output, (2, 65, 16), k=64, size=70, wide_only=True) == ours
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_has_kernel_agrees(n: int) -> None:
     """convert() asks for a weight alone what which_kernel says of a call."""
     for dtype in (F32, F64):
-        for sizes, k in (((16, 48, 48), 128), ((16, 48, 48), 3), ((4, 4, 4), 3), ((1, 64, 64), 1), ((1, 99, 99), 1)):
+        for sizes, k in (((16, 80, 80), 128), ((16, 80, 80), 3), ((4, 4, 4), 3), ((1, 64, 64), 1), ((1, 99, 99), 1)):
             groups, inputs, outputs = sizes
             weight = meta(groups * outputs, inputs, *(1,) * (n - 1), k, dtype=dtype)
             with testing.isa("avx2" if "avx2" in ISAS else "scalar"):
                 named = grouped(n, dtype, "forward", sizes, k=k, size=140 if n == 1 else 132, wide_only=True)
-            assert torch.ops.torch_ext._has_kernel(weight, groups) == (named != ATEN), (sizes, k)
+            assert torch.ops.torch_ext._has_kernel(weight, [1], groups) == (named != ATEN), (sizes, k)
+
+
+def wide(n: int, output: str, channels: int, size: int, layout: str, groups: int = 1, k: int = 3, **more: Any) -> str:
+    input = testing.LAYOUTS[layout](torch.empty(more.pop("batch", 2), groups * channels, *(size,) * n))
+    weight = torch.empty(groups * channels, channels, *(k,) * n)
+    return which_kernel(f"group_conv{n}d", input, weight, groups=groups, output=output, padding="same", **more)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_groups_of_16_to_64(n: int, output: str, layout: str) -> None:
+    """Ours where PyTorch's pass is slow: see has_medium_groups."""
+    ours, last = "direct/avx2", layout == "channels_last"
+    for channels, size, stride, dilation in itertools.product((16, 32, 33, 64), (13, 14), (1, 2), (1, 2)):
+        answer = wide(n, output, channels, size, layout, groups=2, stride=stride, dilation=dilation)
+        long_rows = size >= 14
+        is_ours = (
+            n == 1
+            or output == "grad_weight"
+            or (n == 2 or long_rows)
+            and ((output == "grad_input" and stride > 1) or (channels <= 32 if last else dilation > 1 and long_rows))
+        )
+        assert answer.split(" + ")[-1] == (ours if is_ours else ATEN), (channels, size, stride, dilation)
+    assert wide(n, output, 65, 14, layout, groups=2).endswith(ATEN)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_dense_dilated_or_in_3d(n: int, output: str, layout: str) -> None:
+    """Ours where PyTorch's pass is slow: see is_slow_dense."""
+    ours, last = "direct/avx2", layout == "channels_last"
+    for channels, size, stride, dilation, batch in itertools.product(
+        (15, 16, 256, 257), (13, 14), (1, 2), (1, 2), (1, 2)
+    ):
+        answer = wide(n, output, channels, size, layout, stride=stride, dilation=dilation, batch=batch)
+        slow_weight = output == "grad_weight" and (last or stride == 1 or n == 3 if dilation > 1 else stride == 1)
+        small = n == 3 and batch == 1 and channels == 16 and (dilation > 1 or stride == 1 or last)
+        served = n > 1 and channels in (16, 256) and size >= 14 and (n == 3 or dilation > 1)
+        is_ours = served and (slow_weight or small)
+        assert answer.split(" + ")[-1] == (ours if is_ours else ATEN), (channels, size, stride, dilation, batch)
+    assert wide(n, output, 128, 14, layout, k=1, dilation=2) == ATEN
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_layers_that_may_be_slow_have_a_kernel(n: int) -> None:
+    has_kernel = torch.ops.torch_ext._has_kernel
+    kernel = (3,) * n
+    assert has_kernel(meta(32, 16, *kernel), [1], 2)
+    assert not has_kernel(meta(130, 65, *kernel), [1] * n, 2)
+    assert has_kernel(meta(256, 16, *kernel), [1] * n, 1) == (n == 3)
+    assert has_kernel(meta(256, 16, *kernel), [2], 1) == (n > 1)
+    assert not has_kernel(meta(256, 15, *kernel), [2], 1)
+    assert not has_kernel(meta(257, 16, *kernel), [2] * n, 1)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -97,7 +97,7 @@ def revert(model: nn.Module) -> nn.Module:
 
 
 def _has_kernel(layer: nn.Module) -> bool:
-    return is_served(layer.weight) and torch.ops.torch_ext._has_kernel(layer.weight, layer.groups)
+    return is_served(layer.weight) and torch.ops.torch_ext._has_kernel(layer.weight, layer.dilation, layer.groups)
 
 
 def _torch_has_padding(layer: nn.Module) -> bool:

@@ -45,13 +45,20 @@ std::string make_deform_geometry(ConvArguments<Int> a, std::span<const Int> offs
   std::vector<Int> expected{g.batch, Int(0)};
   for (int axis = 3 - g.dims; axis < 3; ++axis) expected.push_back(g.out[axis]);
   const auto check = [&](const char* name, std::span<const Int> sizes, const Int& channels) {
-    bool right = sizes.size() == expected.size() && sizes[0] == expected[0] && sizes[1] > 0 && sizes[1] % channels == 0;
-    for (size_t i = 2; right && i < expected.size(); ++i) right = sizes[i] == expected[i];
-    if (right) return std::string();
+    const auto is_right = [&](size_t i) {
+      return i == 1 ? sizes[1] > 0 && sizes[1] % channels == 0 : sizes[i] == expected[i];
+    };
+    size_t right = 0;
+    if (sizes.size() == expected.size())
+      while (right < expected.size() && is_right(right)) ++right;
+    if (right == expected.size()) return std::string();
     std::ostringstream shape;
     shape << "[" << g.batch << ", " << channels << " * offset groups";
     for (size_t i = 2; i < expected.size(); ++i) shape << ", " << expected[i];
-    return error("expected ", name, " of shape ", shape.str(), "], but got ", list(sizes));
+    // The words of torchvision, for those that look for them.
+    const std::string what =
+        sizes.size() == expected.size() ? text(": ", name, ".shape[", right, "] is not valid") : "";
+    return error("expected ", name, " of shape ", shape.str(), "], but got ", list(sizes), what);
   };
   const Int taps = geometry->taps();
   if (const std::string bad = check("offset", offset, taps * g.dims); !bad.empty()) return bad;
@@ -63,7 +70,7 @@ std::string make_deform_geometry(ConvArguments<Int> a, std::span<const Int> offs
     if (const std::string bad = check("mask", *mask, taps); !bad.empty()) return bad;
     if ((*mask)[1] / taps != geometry->offset_groups)
       return error("expected mask and offset of as many offset groups, but got mask of size ", list(*mask),
-                   " and offset of size ", list(offset));
+                   " and offset of size ", list(offset), ": mask.shape[1] is not valid");
   }
   return "";
 }

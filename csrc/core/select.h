@@ -17,12 +17,15 @@
 //     grad input              any               PyTorch              direct       direct
 //   wider groups              any               PyTorch              direct       as dense
 //     of long rows e          scalar, AVX2      direct               direct       direct
+//     of 16 to 64 h           scalar, AVX2      as pass and layout   direct       as dense
 //   few channels, one tap f   scalar, AVX2      direct               PyTorch      direct
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
+//     dilated, or in 3-D i    scalar, AVX2      as pass and layout   PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
 //   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
 //   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions  g has_strided_groups
+//   h has_medium_groups, is_slow_of_medium_groups  i may_be_slow_dense, is_slow_dense
 //   In float64, wider groups of 128 inputs and more are PyTorch's. Strides over 1000 are never PyTorch's.
 namespace torch_ext {
 
@@ -80,6 +83,51 @@ bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
   return g.in_channels <= 64 || g.out_channels >= g.in_channels * 6;
 }
 
+template <class Int>
+bool is_dilated(const ConvGeometry<Int>& g) {
+  for (int axis = 0; axis < 3; ++axis)
+    if (g.kernel[axis] > 1 && detail::known(g.dilation[axis]).value_or(2) > 1) return true;
+  return false;
+}
+
+inline bool is_strided(const ConvGeometry<int64_t>& g) { return g.stride[0] > 1 || g.stride[1] > 1 || g.stride[2] > 1; }
+
+// Shorter rows have taps that lie in the padding for the most part, which PyTorch leaves out.
+inline bool has_long_rows(const ConvGeometry<int64_t>& g) { return g.in[2] >= 14; }
+
+// As in RegNets. Some of their passes are slow in PyTorch: what "slow" means here is measured in
+// benchmarks/ladder/README.md, "PyTorch's cliffs".
+template <class Int>
+bool has_medium_groups(const ConvGeometry<Int>& g) {
+  return g.groups > 1 && !is_depthwise(g) && !has_narrow_groups(g) && g.in_per_group() <= 64 && g.out_per_group() <= 64;
+}
+
+inline bool is_slow_of_medium_groups(const ConvGeometry<int64_t>& g, Pass pass, bool channels_last) {
+  if (g.dims == 1 || pass == Pass::kGradWeight) return true;
+  if (g.dims == 3 && !has_long_rows(g)) return false;
+  if (pass == Pass::kGradInput && is_strided(g)) return true;
+  if (channels_last) return g.in_per_group() <= 32 && g.out_per_group() <= 32;
+  return is_dilated(g) && has_long_rows(g);
+}
+
+// Dense layers of 16 to 256 channels.
+template <class Int>
+bool may_be_slow_dense(const ConvGeometry<Int>& g) {
+  if (g.groups != 1 || g.dims == 1 || g.in_channels < 16 || g.out_channels < 16) return false;
+  const bool has_taps = g.kernel[0] > 1 || g.kernel[1] > 1 || g.kernel[2] > 1;
+  return has_taps && g.in_channels <= 256 && g.out_channels <= 256 && (g.dims == 3 || is_dilated(g));
+}
+
+inline bool is_slow_dense(const ConvGeometry<int64_t>& g, Pass pass, bool channels_last) {
+  if (!may_be_slow_dense(g) || !has_long_rows(g)) return false;
+  const bool dilated = is_dilated(g), strided = is_strided(g);
+  if (pass == Pass::kGradWeight && (dilated ? channels_last || !strided || g.dims == 3 : !strided)) return true;
+  // PyTorch does not call its library for those, but copies columns, one thread for all.
+  const bool is_small = g.batch == 1 && g.in_channels * g.in[0] * g.in[1] <= 20480 &&
+                        (g.kernel[1] <= 3 || g.kernel[2] <= 3) && g.in_channels <= 128 && g.out_channels <= 128;
+  return g.dims == 3 && is_small && (dilated || !strided || channels_last);
+}
+
 // oneDNN dies of some strides of 70000 and more, or does not come back; nobody has one on purpose.
 template <class Int>
 bool has_huge_stride(const ConvGeometry<Int>& g) {
@@ -94,7 +142,7 @@ bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
   if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g) || has_huge_stride(g)) return false;
   // PyTorch calls a matrix product for each group, which pays where it is large.
   if (dtype == DType::kFloat64) return g.groups == 1 || g.in_per_group() >= 128;
-  return dtype == DType::kFloat32 && !is_narrow_pointwise(g);
+  return dtype == DType::kFloat32 && !is_narrow_pointwise(g) && !has_medium_groups(g) && !may_be_slow_dense(g);
 }
 
 inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass, bool channels_last) {
@@ -109,6 +157,10 @@ inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa
   if (belongs_to_pytorch(g, dtype)) return Kernel::kAten;
   if (dtype == DType::kFloat32 && pass == Pass::kGradInput && !channels_last && has_strided_groups(g))
     return Kernel::kAten;
+  if (dtype == DType::kFloat32 && has_medium_groups(g) && !has_long_kernels(g))
+    return is_slow_of_medium_groups(g, pass, channels_last) ? Kernel::kDirect : Kernel::kAten;
+  if (dtype == DType::kFloat32 && may_be_slow_dense(g))
+    return is_slow_dense(g, pass, channels_last) ? Kernel::kDirect : Kernel::kAten;
   // Columns are lanes: a matrix product of few of them is PyTorch's.
   const bool few_columns = g.in[0] * g.in[1] * g.in[2] < 32;
   return dtype == DType::kFloat32 && g.groups == 1 && few_columns ? Kernel::kAten : Kernel::kDirect;

@@ -133,8 +133,8 @@ std::string which_kernel(std::string_view op, const Tensor& input, const Tensor&
   return kernel_name(select_kernel(g, dtype_of(input), isa(), pass_of(name, output), channels_last), padding);
 }
 
-// Whether a layer of this weight may run on a kernel of ours.
-bool has_kernel(const Tensor& weight, int64_t groups) {
+// Whether a layer of this weight may run on a kernel of ours. Dilation: one number, or one for each axis.
+bool has_kernel(const Tensor& weight, IntArrayRef dilation, int64_t groups) {
   const auto dtype = weight.scalar_type();
   if (dtype == at::kBFloat16 || dtype == at::kHalf) return true;
   if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || weight.dim() > 5 || groups < 1) return false;
@@ -142,8 +142,12 @@ bool has_kernel(const Tensor& weight, int64_t groups) {
   g.groups = groups;
   g.in_channels = weight.size(1) * groups;
   g.out_channels = weight.size(0);
-  g.kernel = {{1, 1, 1}};
-  for (int64_t i = 2; i < weight.dim(); ++i) g.kernel[static_cast<int>(i - weight.dim()) + 3] = weight.size(i);
+  g.dims = static_cast<int>(weight.dim()) - 2;
+  g.kernel = g.dilation = g.stride = {{1, 1, 1}};
+  for (int i = 0; i < g.dims; ++i) {
+    g.kernel[3 - g.dims + i] = weight.size(2 + i);
+    if (!dilation.empty()) g.dilation[3 - g.dims + i] = dilation[std::min<size_t>(i, dilation.size() - 1)];
+  }
   return !belongs_to_pytorch(g, dtype_of(weight));
 }
 

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "conv.h"
+#include "deform_layout.h"
 #include "depthwise.h"
 #include "launch.h"
 #include "matrix.h"
@@ -20,8 +21,8 @@ using ops::DeformGradients;
 using ops::DeformMask;
 using Deform = DeformGeometry<int64_t>;
 
-// Of columns and samples: a thread's, and what all threads share; and of packed images.
-constexpr int64_t kColumnsBytes = 1 << 20, kSharedBytes = 1 << 20, kImageBytes = 1 << 20;
+// Of columns and samples: a thread's, and what all threads share.
+constexpr int64_t kColumnsBytes = 1 << 20, kSharedBytes = 1 << 20;
 
 // Offsets and masks may be in float32 where the rest is in 16 bit.
 template <class T, class Body>
@@ -45,161 +46,12 @@ void sample(const Deform& g, const Tensor& offset, const Tensor& mask, const Sam
     });
 }
 
-// The distance of pixels that are evenly spaced and whose channels lie side by side; or none.
-template <class T>
-std::optional<int64_t> pixel_stride(const View<T>& v, const Triple<int64_t>& sizes, int64_t channels) {
-  if (channels > 1 && v.c != 1) return {};
-  std::optional<int64_t> stride;
-  int64_t pixels = 1;
-  for (int axis = 2; axis >= 0; --axis) {
-    if (sizes[axis] > 1) {
-      if (!stride) stride = v.spatial[axis] / pixels;
-      if (v.spatial[axis] != *stride * pixels) return {};
-    }
-    pixels *= sizes[axis];
-  }
-  return stride.value_or(0);
-}
-
 int64_t padded(int64_t channels, int64_t lanes) { return ceil_div(channels, lanes) * lanes; }
-
-// Some images, packed so, in the type of the sums.
-template <class T>
-class PackedImages {
- public:
-  PackedImages(const Tensor& tensor, const Triple<int64_t>& sizes, int64_t channels, int64_t most = 1)
-      : tensor_(tensor),
-        sizes_(sizes),
-        channels_(channels),
-        pixels_(sizes[0] * sizes[1] * sizes[2]),
-        count_(std::clamp<int64_t>(kImageBytes / (pixels_ * channels_ * sizeof(Acc<T>)), 1, most)),
-        storage_(buffer<T>(count_ * pixels_ * channels_ + kLanes<Acc<T>>, tensor)) {}
-
-  int64_t count() const { return count_; }
-  Acc<T>* at(int64_t i) const { return data<T>(storage_) + i * pixels_ * channels_; }
-  void clear() { storage_.zero_(); }
-  void load(Range images) {
-    each_part(size(images), [&](int64_t i, Range part) {
-      table().of<T>().deform.pack_positions(view<const T>(tensor_), sizes_, images.begin + i, channels_, part,
-                                            at(i) + part.begin * channels_, channels_);
-    });
-  }
-  void store(int64_t n) {
-    each_part(1, [&](int64_t i, Range part) {
-      table().of<T>().deform.unpack_positions(at(i) + part.begin * channels_, channels_, sizes_, n + i, channels_, part,
-                                              view<T>(tensor_));
-    });
-  }
-
- private:
-  template <class Body>
-  void each_part(int64_t images, const Body& body) {
-    constexpr int64_t kWorthAThread = 1 << 15;  // numbers
-    at::parallel_for(0, images * pixels_, ceil_div(kWorthAThread, channels_), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin / pixels_; i * pixels_ < end; ++i)
-        body(i, Range{std::max(begin - i * pixels_, int64_t{0}), std::min(end - i * pixels_, pixels_)});
-    });
-  }
-
-  const Tensor& tensor_;
-  const Triple<int64_t> sizes_;
-  const int64_t channels_, pixels_, count_;
-  Tensor storage_;
-};
-
-// Where images are whose channels lie side by side.
-template <class S>
-struct Images {
-  Range range;
-  const S* first;
-  int64_t image, pixel;  // from one to the next
-
-  const S* at(int64_t n) const { return first + (n - range.begin) * image; }
-};
-
-// Calls body(images) for all images at once, where they lie, or for some packed ones after the other; or for all at
-// once if they are not read.
-template <class T, class Body>
-void for_each_images(const Tensor& tensor, const Geometry& g, bool are_read, const Body& body) {
-  const auto v = view<const T>(tensor);
-  const auto pixel = pixel_stride(v, g.in, g.in_channels);
-  if (pixel || !are_read) return body(Images<T>{{0, g.batch}, v.data, v.n, pixel.value_or(0)});
-  PackedImages<T> packed(tensor, g.in, g.in_channels, g.batch);
-  for (int64_t n = 0; n < g.batch; n += packed.count()) {
-    const Range range{n, std::min(g.batch, n + packed.count())};
-    packed.load(range);
-    body(Images<Acc<T>>{range, packed.at(0), packed.at(1) - packed.at(0), g.in_channels});
-  }
-}
-
-// The weight as [run][output][tap][channel], in Acc<T>; the way back for its gradient.
-template <class T>
-class RunWeights {
- public:
-  using A = Acc<T>;
-  RunWeights(const Deform& g, const std::vector<ChannelRun>& runs) : g_(g), runs_(runs) {}
-
-  void load(const Tensor& weight) {
-    storage_ = at::empty({weight.numel()}, weight.options().dtype(sum_type<T>()));
-    const Tensor ordered = weight.flatten(2).transpose(1, 2);
-    for (const ChannelRun& run : runs_) of(run).copy_(part_of(ordered, run));
-  }
-  void clear(const Tensor& gradient) {
-    storage_ = at::zeros({gradient.numel()}, gradient.options().dtype(sum_type<T>()));
-  }
-  void store(Tensor& gradient) {
-    const Tensor ordered = gradient.flatten(2).transpose(1, 2);  // a view: it is dense
-    for (const ChannelRun& run : runs_) part_of(ordered, run).copy_(of(run));
-  }
-  // [outputs of the group, taps * channels], of some taps.
-  Matrix<A> matrix(const ChannelRun& run, Range taps) const {
-    const int64_t channels = size(run.channels), row = g_.taps() * channels;
-    return {data<T>(storage_) + first(run) + taps.begin * channels, g_.conv.out_per_group(), size(taps) * channels, row,
-            1};
-  }
-
- private:
-  int64_t first(const ChannelRun& run) const { return run.channels.begin * g_.conv.out_per_group() * g_.taps(); }
-  Tensor of(const ChannelRun& run) const {
-    const std::vector<int64_t> sizes{g_.conv.out_per_group(), g_.taps(), size(run.channels)};
-    return storage_.narrow(0, first(run), sizes[0] * sizes[1] * sizes[2]).view(sizes);
-  }
-  Tensor part_of(const Tensor& ordered, const ChannelRun& run) const {
-    const int64_t outputs = g_.conv.out_per_group(), inputs = g_.conv.in_per_group();
-    return ordered.narrow(0, run.group * outputs, outputs)
-        .narrow(2, run.channels.begin - run.group * inputs, size(run.channels));
-  }
-
-  const Deform& g_;
-  const std::vector<ChannelRun>& runs_;
-  Tensor storage_;
-};
 
 template <class Body>
 void for_each_range(int64_t count, int64_t step, const Body& body) {
   const int64_t parts = ceil_div(count, step);
   for (int64_t i = 0; i < parts; ++i) body(part(count, parts, i));
-}
-
-// Some positions of an image of a tensor [N, C, *] as a matrix [position, channel], where it lies, if it can be.
-template <class V, class A = Acc<std::remove_const_t<V>>>
-std::optional<Matrix<A>> matrix_in_place(const View<V>& v, const Triple<int64_t>& sizes, int64_t channels, int64_t n,
-                                         Range positions) {
-  if constexpr (std::same_as<std::remove_const_t<V>, A>) {
-    const auto row = pixel_stride(View<V>{v.data, v.n, 1, v.spatial}, sizes, channels);
-    const int64_t column = channels > 1 ? v.c : 1, count = size(positions);
-    // As a matrix product takes it: one stride is 1, and the other skips a row of it.
-    const bool by_rows = row && column == 1 && (*row >= channels || count == 1);
-    const bool by_columns = row && *row == 1 && (column >= count || channels == 1);
-    if (by_rows || by_columns)
-      return Matrix<A>{const_cast<A*>(v.at(n, 0)) + positions.begin * *row, count, channels, *row, column};
-  }
-  return {};
-}
-
-template <class A>
-Matrix<A> columns_of(const Matrix<A>& m, int64_t first, int64_t count) {
-  return {m.data + first * m.column_stride, m.rows, count, m.row_stride, m.column_stride};
 }
 
 template <class T>
@@ -221,156 +73,206 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
   const int64_t columns_size = padded(most * channels, 16);
   const int64_t result_size = padded(tile.positions * pitch, 16);
 
-  for_each_images<T>(input, g.conv, /*are_read=*/true, [&]<class S>(const Images<S>& source) {
-    for_each_item(size(source.range) * strips, [&](int64_t item) {
-      const int64_t n = source.range.begin + item / strips;
-      const S* const image = source.at(n);
-      const Range positions = part(g.positions(), strips, item % strips);
-      auto* const columns = static_cast<A*>(
-          Scratch::of_this_thread().reserve((columns_size + result_size) * sizeof(A) + most * g.offset_groups * bytes));
-      A* const packed = columns + columns_size;
-      auto* const samples = reinterpret_cast<std::byte*>(packed + result_size);
-      auto in_place = matrix_in_place(view<T>(output), g.conv.out, outputs, n, positions);
-      if (in_place && in_place->column_stride != 1) in_place.reset();  // a product that stores by columns is slower
-      const Matrix<A> result = in_place.value_or(Matrix<A>{packed, size(positions), outputs, pitch, 1});
-      if (bias.defined()) {
-        at::AutoDispatchBelowADInplaceOrView guard;
-        result.tensor().copy_(wide_bias.expand({size(positions), outputs}));
-      }
-      for_each_range(g.taps(), tile.taps, [&](Range taps) {
-        const SampledPart part{n, positions, taps};
-        for (int64_t group = 0; group < g.offset_groups; ++group)
-          sample<T>(g, offset, mask, part, group, positions, samples + group * part.samples() * bytes);
-        for (const ChannelRun& run : runs) {
-          const int64_t inputs = g.conv.in_per_group(), first = run.group * inputs;
-          table().of<S>().deform.make_columns(g.conv.dims, samples + run.offset_group * part.samples() * bytes,
-                                              part.samples(), image + run.channels.begin, source.pixel,
-                                              size(run.channels),
-                                              columns + first * part.samples() + run.channels.begin - first, inputs);
-        }
-        for (const ChannelRun& group : groups) {
-          const int64_t terms = size(taps) * size(group.channels);
-          const Matrix<A> m{columns + group.channels.begin * part.samples(), size(positions), terms, terms, 1};
-          multiply(columns_of(result, group.group * g.conv.out_per_group(), g.conv.out_per_group()), m,
-                   weights.matrix(group, taps).transposed(), taps.begin > 0 || bias.defined());
-        }
+  for_each_images<T>(
+      input, g.conv, {0, g.conv.batch}, g.conv.batch, /*are_read=*/true, [&]<class S>(const Images<S>& source) {
+        for_each_item(size(source.range) * strips, [&](int64_t item) {
+          const int64_t n = source.range.begin + item / strips;
+          const S* const image = source.at(n);
+          const Range positions = part(g.positions(), strips, item % strips);
+          auto* const columns = static_cast<A*>(Scratch::of_this_thread().reserve(
+              (columns_size + result_size) * sizeof(A) + most * g.offset_groups * bytes));
+          A* const packed = columns + columns_size;
+          auto* const samples = reinterpret_cast<std::byte*>(packed + result_size);
+          auto in_place = matrix_in_place(view<T>(output), g.conv.out, outputs, n, positions);
+          if (in_place && in_place->column_stride != 1) in_place.reset();  // a product that stores by columns is slower
+          const Matrix<A> result = in_place.value_or(Matrix<A>{packed, size(positions), outputs, pitch, 1});
+          if (bias.defined()) {
+            at::AutoDispatchBelowADInplaceOrView guard;
+            result.tensor().copy_(wide_bias.expand({size(positions), outputs}));
+          }
+          for_each_range(g.taps(), tile.taps, [&](Range taps) {
+            const SampledPart part{n, positions, taps};
+            for (int64_t group = 0; group < g.offset_groups; ++group)
+              sample<T>(g, offset, mask, part, group, positions, samples + group * part.samples() * bytes);
+            for (const ChannelRun& run : runs) {
+              const int64_t inputs = g.conv.in_per_group(), first = run.group * inputs;
+              table().of<S>().deform.make_columns(
+                  g.conv.dims, samples + run.offset_group * part.samples() * bytes, part.samples(),
+                  image + run.channels.begin, source.pixel, size(run.channels),
+                  columns + first * part.samples() + run.channels.begin - first, inputs);
+            }
+            for (const ChannelRun& group : groups) {
+              const int64_t terms = size(taps) * size(group.channels);
+              const Matrix<A> m{columns + group.channels.begin * part.samples(), size(positions), terms, terms, 1};
+              multiply(columns_of(result, group.group * g.conv.out_per_group(), g.conv.out_per_group()), m,
+                       weights.matrix(group, taps).transposed(), taps.begin > 0 || bias.defined());
+            }
+          });
+          if (!in_place)
+            table().of<T>().deform.unpack_positions(packed, pitch, g.conv.out, n, outputs, positions, view<T>(output));
+        });
       });
-      if (!in_place)
-        table().of<T>().deform.unpack_positions(packed, pitch, g.conv.out, n, outputs, positions, view<T>(output));
-    });
-  });
 }
 
-// Each thread takes some runs of channels: all that belongs to them, so that sums have one order.
+// The backward pass. Threads take some runs of channels each: all that belongs to them, so that sums have one order.
 template <class T>
-void backward(const Deform& g, const Tensor& grad_output, const Tensor& input, const Tensor& offset,
-              const Tensor& weight, const Tensor& mask, std::array<Tensor, 4>& gradients) {
+class Backward {
+ public:
   using A = Acc<T>;
-  const auto& [grad_input, grad_offset, grad_weight, grad_mask] = gradients;
-  const bool wants_sampling = grad_offset.defined() || grad_mask.defined();
-  const int64_t channels = g.conv.in_channels, outputs = g.conv.out_channels, lanes = kLanes<A>;
-  const auto runs = channel_runs(g, std::clamp(padded(ceil_div(channels, 8), lanes), lanes, 4 * lanes));
-  const int64_t run_count = std::ssize(runs), corners = int64_t{1} << g.conv.dims;
-  int64_t widest = 0;
-  for (const ChannelRun& run : runs) widest = std::max(widest, size(run.channels));
-  RunWeights<T> weights(g, runs), sums(g, runs);
-  if (grad_input.defined() || wants_sampling) weights.load(weight);
-  if (grad_weight.defined()) sums.clear(grad_weight);
-
-  // What threads share of a sample, and what each has of it.
-  const int64_t bytes = sample_bytes(g.conv.dims, sizeof(A));
-  const int64_t shared = g.offset_groups * bytes + run_count * corners * static_cast<int64_t>(sizeof(A));
-  const int64_t pitch = padded(outputs, lanes), element = sizeof(A);
-  const DeformTile tile = deform_tile(g, shared + widest * element, pitch * element, kSharedBytes);
-  const int64_t most = tile.samples();
-  const int64_t samples_size = padded(most * g.offset_groups * bytes, 64), dots_size = padded(most * corners, 16);
-  auto* const samples = static_cast<std::byte*>(
-      Scratch::of_this_call().reserve(samples_size + (run_count * dots_size + tile.positions * pitch) * sizeof(A)));
-  A* const dots = reinterpret_cast<A*>(samples + samples_size);
-  A* const packed = dots + run_count * dots_size;
-
-  std::optional<PackedImages<T>> packed_grad;
-  std::optional<int64_t> grad_pixel;
-  if (grad_input.defined()) {
-    if constexpr (std::same_as<T, A>) grad_pixel = pixel_stride(view<T>(grad_input), g.conv.in, channels);
-    if (grad_pixel) Tensor(grad_input).zero_();
-    else packed_grad.emplace(grad_input, g.conv.in, channels);
+  Backward(const Deform& g, const Tensor& grad_output, const Tensor& input, const Tensor& offset, const Tensor& weight,
+           const Tensor& mask, std::array<Tensor, 4>& gradients)
+      : g_(g),
+        grad_output_(grad_output),
+        input_(input),
+        offset_(offset),
+        mask_(mask),
+        grad_input_(gradients[0]),
+        grad_offset_(gradients[1]),
+        grad_weight_(gradients[2]),
+        grad_mask_(gradients[3]),
+        runs_(
+            channel_runs(g, std::clamp(padded(ceil_div(g.conv.in_channels, 8), kLanes<A>), kLanes<A>, 4 * kLanes<A>))),
+        weights_(g, runs_) {
+    for (const ChannelRun& run : runs_) widest_ = std::max(widest_, size(run.channels));
+    if (grad_input_.defined() || wants_sampling()) weights_.load(weight);
+    if constexpr (std::same_as<T, A>)
+      if (grad_input_.defined()) grad_pixel_ = pixel_stride(view<T>(grad_input_), g.conv.in, g.conv.in_channels);
+    if (grad_pixel_) grad_input_.zero_();
   }
 
-  const auto each_image = [&]<class S>(int64_t n, const S* image, int64_t pixel) {
-    A* grad_image = nullptr;
-    if (packed_grad) packed_grad->clear(), grad_image = packed_grad->at(0);
-    else if constexpr (std::same_as<T, A>)
-      if (grad_input.defined()) grad_image = view<T>(grad_input).at(n, 0);
-    const int64_t to_pixel = packed_grad ? channels : grad_pixel.value_or(0);
+  void run() {
+    // Runs are few where channels are: images are shared out, too, and each slice has its sums of the weight's
+    // gradient.
+    constexpr int64_t kItems = 16, kSumsBytes = 1 << 18;
+    const int64_t sums_bytes = g_.conv.out_channels * g_.conv.in_per_group() * g_.taps() * sizeof(A);
+    const int64_t most = std::min(kItems / std::ssize(runs_), kSumsBytes / sums_bytes);
+    const int64_t slices = std::clamp<int64_t>(most, 1, g_.conv.batch);
+    std::vector<RunWeights<T>> sums(slices, RunWeights<T>(g_, runs_));
+    if (grad_weight_.defined())
+      for (auto& each : sums) each.clear(grad_weight_);
+    if (slices == 1) {
+      images({0, g_.conv.batch}, g_.conv.batch, sums[0]);
+    } else {
+      at::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) images(part(g_.conv.batch, slices, i), 1, sums[i]);
+      });
+    }
+    if (!grad_weight_.defined()) return;
+    for (int64_t i = 1; i < slices; ++i) sums[0].add(sums[i]);
+    sums[0].store(grad_weight_);
+  }
 
-    for_each_range(g.positions(), tile.positions, [&](Range positions) {
-      const auto in_place = matrix_in_place(view<const T>(grad_output), g.conv.out, outputs, n, positions);
+ private:
+  bool wants_sampling() const { return grad_offset_.defined() || grad_mask_.defined(); }
+
+  // `most` packed ones at a time.
+  void images(Range some, int64_t most, const RunWeights<T>& sums) {
+    std::optional<PackedImages<T>> packed_grad;
+    if (grad_input_.defined() && !grad_pixel_) packed_grad.emplace(grad_input_, g_.conv.in, g_.conv.in_channels);
+    const bool are_read = grad_weight_.defined() || wants_sampling();
+    for_each_images<T>(input_, g_.conv, some, most, are_read, [&]<class S>(const Images<S>& source) {
+      for (int64_t n = source.range.begin; n < source.range.end; ++n) {
+        A* grad_image = nullptr;
+        if (packed_grad) packed_grad->clear(), grad_image = packed_grad->at(0);
+        else if constexpr (std::same_as<T, A>)
+          if (grad_pixel_) grad_image = view<T>(grad_input_).at(n, 0);
+        const int64_t grad_pixel = packed_grad ? g_.conv.in_channels : grad_pixel_.value_or(0);
+        image(n, source.at(n), source.pixel, grad_image, grad_pixel, sums);
+        if (packed_grad) packed_grad->store(n);
+      }
+    });
+  }
+
+  template <class S>
+  void image(int64_t n, const S* image, int64_t pixel, A* grad_image, int64_t grad_pixel, const RunWeights<T>& sums) {
+    const int64_t outputs = g_.conv.out_channels, run_count = std::ssize(runs_), corners = int64_t{1} << g_.conv.dims;
+    // What threads share of a sample, and what each has of it.
+    const int64_t bytes = sample_bytes(g_.conv.dims, sizeof(A)), element = sizeof(A);
+    const int64_t shared = g_.offset_groups * bytes + run_count * corners * element;
+    const int64_t pitch = padded(outputs, kLanes<A>);
+    const DeformTile tile = deform_tile(g_, shared + widest_ * element, pitch * element, kSharedBytes);
+    const int64_t most = tile.samples();
+    const int64_t samples_size = padded(most * g_.offset_groups * bytes, 64), dots_size = padded(most * corners, 16);
+    auto* const samples = static_cast<std::byte*>(
+        Scratch::of_this_call().reserve(samples_size + (run_count * dots_size + tile.positions * pitch) * element));
+    A* const dots = reinterpret_cast<A*>(samples + samples_size);
+    A* const packed = dots + run_count * dots_size;
+
+    for_each_range(g_.positions(), tile.positions, [&](Range positions) {
+      const auto in_place = matrix_in_place(view<const T>(grad_output_), g_.conv.out, outputs, n, positions);
       const Matrix<A> gradient = in_place.value_or(Matrix<A>{packed, size(positions), outputs, pitch, 1});
-      for_each_range(g.taps(), tile.taps, [&](Range taps) {
+      for_each_range(g_.taps(), tile.taps, [&](Range taps) {
         const SampledPart part{n, positions, taps};
         const auto block = [&](int64_t group) { return samples + group * part.samples() * bytes; };
         const auto each_position = [&](const auto& body) {
-          at::parallel_for(positions.begin, positions.end, ceil_div(1 << 8, size(taps) * g.offset_groups),
+          at::parallel_for(positions.begin, positions.end, ceil_div(1 << 8, size(taps) * g_.offset_groups),
                            [&](int64_t begin, int64_t end) {
                              body(Range{begin, end});
                            });
         };
         each_position([&](Range some) {
           if (!in_place && taps.begin == 0)
-            table().of<T>().deform.pack_positions(view<const T>(grad_output), g.conv.out, n, outputs, some,
+            table().of<T>().deform.pack_positions(view<const T>(grad_output_), g_.conv.out, n, outputs, some,
                                                   packed + (some.begin - positions.begin) * pitch, pitch);
-          for (int64_t group = 0; group < g.offset_groups; ++group)
-            sample<T>(g, offset, mask, part, group, some, block(group));
+          for (int64_t group = 0; group < g_.offset_groups; ++group)
+            sample<T>(g_, offset_, mask_, part, group, some, block(group));
         });
         for_each_item(run_count, [&](int64_t i) {
-          const ChannelRun& run = runs[i];
+          const ChannelRun& run = runs_[i];
           const int64_t count = size(run.channels), terms = size(taps) * count;
-          const Matrix<A> columns{static_cast<A*>(Scratch::of_this_thread().reserve(most * widest * sizeof(A))),
+          const Matrix<A> columns{static_cast<A*>(Scratch::of_this_thread().reserve(most * widest_ * element)),
                                   size(positions), terms, terms, 1};
           const auto gradient_of_group =
-              columns_of(gradient, run.group * g.conv.out_per_group(), g.conv.out_per_group());
+              columns_of(gradient, run.group * g_.conv.out_per_group(), g_.conv.out_per_group());
           const auto& kernels = table().of<S>().deform;
-          if (grad_weight.defined()) {
-            kernels.make_columns(g.conv.dims, block(run.offset_group), part.samples(), image + run.channels.begin,
+          if (grad_weight_.defined()) {
+            kernels.make_columns(g_.conv.dims, block(run.offset_group), part.samples(), image + run.channels.begin,
                                  pixel, count, columns.data, count);
             multiply(sums.matrix(run, taps), gradient_of_group.transposed(), columns, 1);
           }
-          if (!grad_image && !wants_sampling) return;
-          multiply(columns, gradient_of_group, weights.matrix(run, taps), 0);
-          kernels.spread_columns(g.conv.dims, block(run.offset_group), part.samples(), image + run.channels.begin,
+          if (!grad_image && !wants_sampling()) return;
+          multiply(columns, gradient_of_group, weights_.matrix(run, taps), 0);
+          kernels.spread_columns(g_.conv.dims, block(run.offset_group), part.samples(), image + run.channels.begin,
                                  pixel, count, columns.data, count,
-                                 grad_image ? grad_image + run.channels.begin : nullptr, to_pixel,
-                                 wants_sampling ? dots + i * dots_size : nullptr);
+                                 grad_image ? grad_image + run.channels.begin : nullptr, grad_pixel,
+                                 wants_sampling() ? dots + i * dots_size : nullptr);
         });
-        if (!wants_sampling) return;
-        each_position([&](Range some) {
-          const int64_t begin = (some.begin - positions.begin) * size(taps) * corners;
-          const int64_t end = (some.end - positions.begin) * size(taps) * corners;
-          for (int64_t i = 0; i < run_count;) {
-            A* const total = dots + i * dots_size;
-            const int64_t group = runs[i].offset_group;
-            for (++i; i < run_count && runs[i].offset_group == group; ++i)
-              for (int64_t j = begin; j < end; ++j) total[j] += dots[i * dots_size + j];
-            if (grad_offset.defined())
-              with_type_of<T>(offset, [&]<class O>(O*) {
-                table().of<O>().deform.grad_offset(g, block(group), total, part, group, some, view<O>(grad_offset));
-              });
-            if (grad_mask.defined())
-              with_type_of<T>(mask, [&]<class M>(M*) {
-                table().of<M>().deform.grad_mask(g, block(group), total, part, group, some, view<M>(grad_mask));
-              });
-          }
-        });
+        if (wants_sampling())
+          each_position([&](Range some) { sampling_gradients(part, some, samples, dots, dots_size); });
       });
     });
-    if (packed_grad) packed_grad->store(n);
-  };
-  for_each_images<T>(input, g.conv, grad_weight.defined() || wants_sampling, [&]<class S>(const Images<S>& source) {
-    for (int64_t n = source.range.begin; n < source.range.end; ++n) each_image(n, source.at(n), source.pixel);
-  });
-  if (grad_weight.defined()) sums.store(gradients[2]);
-}
+  }
+
+  // The gradients of offset and mask, from dots[run][sample][corner].
+  void sampling_gradients(const SampledPart& part, Range some, const std::byte* samples, A* dots, int64_t dots_size) {
+    const int64_t corners = int64_t{1} << g_.conv.dims, bytes = sample_bytes(g_.conv.dims, sizeof(A));
+    const int64_t begin = (some.begin - part.positions.begin) * size(part.taps) * corners;
+    const int64_t end = (some.end - part.positions.begin) * size(part.taps) * corners;
+    for (int64_t i = 0, run_count = std::ssize(runs_); i < run_count;) {
+      A* const total = dots + i * dots_size;
+      const int64_t group = runs_[i].offset_group;
+      for (++i; i < run_count && runs_[i].offset_group == group; ++i)
+        for (int64_t j = begin; j < end; ++j) total[j] += dots[i * dots_size + j];
+      const std::byte* const block = samples + group * part.samples() * bytes;
+      if (grad_offset_.defined())
+        with_type_of<T>(offset_, [&]<class O>(O*) {
+          table().of<O>().deform.grad_offset(g_, block, total, part, group, some, view<O>(grad_offset_));
+        });
+      if (grad_mask_.defined())
+        with_type_of<T>(mask_, [&]<class M>(M*) {
+          table().of<M>().deform.grad_mask(g_, block, total, part, group, some, view<M>(grad_mask_));
+        });
+    }
+  }
+
+  const Deform& g_;
+  const Tensor &grad_output_, &input_, &offset_, &mask_;
+  Tensor &grad_input_, &grad_offset_, &grad_weight_, &grad_mask_;
+  const std::vector<ChannelRun> runs_;
+  RunWeights<T> weights_;
+  int64_t widest_ = 0;
+  std::optional<int64_t> grad_pixel_;  // if the input's gradient can be added to where it lies
+};
 
 Tensor deform_conv(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& mask,
                    const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation) {
@@ -408,7 +310,8 @@ DeformGradients deform_conv_backward(const Tensor& grad_output, const Tensor& in
     for (Tensor& gradient : gradients)
       if (gradient.defined()) gradient.zero_();
   } else if (wanted) {
-    dispatch(input, [&]<class T>(T*) { backward<T>(g, grad_output, input, offset, weight, modulation, gradients); });
+    dispatch(input,
+             [&]<class T>(T*) { Backward<T>(g, grad_output, input, offset, weight, modulation, gradients).run(); });
   }
   return {gradients[0], gradients[1], gradients[2], gradients[3], to_bias};
 }

@@ -161,7 +161,6 @@ SeparableGeometry<Int> check_separable_backward(const char* op, const at::Tensor
 namespace {
 
 void check_sampling(const char* op, const at::Tensor& input, const char* name, const at::Tensor& tensor) {
-  check_tensor(op, name, tensor);
   const auto dtype = input.scalar_type();
   const bool may_be_wide = dtype == at::kBFloat16 || dtype == at::kHalf;
   if (!may_be_wide || tensor.scalar_type() != at::kFloat || input.device() != tensor.device())
@@ -175,17 +174,23 @@ DeformGeometry<Int> check_deform(const char* op, const at::Tensor& input, const 
                                  const at::Tensor& weight, const std::optional<at::Tensor>& mask,
                                  const std::optional<at::Tensor>& bias, c10::ArrayRef<Int> stride,
                                  c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation) {
-  check_tensors(op, input, weight, bias);
-  check_sampling(op, input, "offset", offset);
-  const bool has_mask = mask && mask->defined();
-  if (has_mask) check_sampling(op, input, "mask", *mask);
+  const bool has_mask = mask && mask->defined(), has_bias = bias && bias->defined();
+  check_tensor(op, "input", input);
+  check_tensor(op, "offset", offset);
+  check_tensor(op, "weight", weight);
+  if (has_mask) check_tensor(op, "mask", *mask);
+  if (has_bias) check_tensor(op, "bias", *bias);
   ConvArguments<Int> arguments{op,           sizes<Int>(input), sizes<Int>(weight), {},
                                span(stride), span(padding),     span(dilation),     Int(1)};
-  if (bias && bias->defined()) arguments.bias = sizes<Int>(*bias);
+  if (has_bias) arguments.bias = sizes<Int>(*bias);
   DeformGeometry<Int> geometry;
   const auto mask_sizes = has_mask ? std::optional(sizes<Int>(*mask)) : std::nullopt;
   const std::string error = make_deform_geometry<Int>(arguments, sizes<Int>(offset), mask_sizes, &geometry);
   TORCH_CHECK(error.empty(), error);
+  // Types after sizes, as in torchvision.
+  check_tensors(op, input, weight, bias);
+  check_sampling(op, input, "offset", offset);
+  if (has_mask) check_sampling(op, input, "mask", *mask);
   return geometry;
 }
 

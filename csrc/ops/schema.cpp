@@ -63,7 +63,7 @@ TORCH_LIBRARY(torch_ext, m) {
   m.def(
       "_which_separable_kernel(str op, Tensor input, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bias, "
       "SymInt[] stride, SymInt[] padding, SymInt[] dilation, str output) -> str");
-  m.def("_has_kernel(Tensor weight, SymInt groups) -> bool");
+  m.def("_has_kernel(Tensor weight, SymInt[] dilation, SymInt groups) -> bool");
   m.def("_same_padding(SymInt[] size, SymInt[] kernel, SymInt[] stride, SymInt[] dilation, str mode) -> SymInt[]");
   m.def("_isa() -> str");
   m.def("_set_isa(str isa) -> ()");

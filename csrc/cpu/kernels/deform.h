@@ -142,13 +142,33 @@ void modulate(const DeformGeometry<int64_t>& g, View<const M> mask, const Sample
   });
 }
 
+// Calls body(first, channels) for each vector of channels: the number is known to the compiler but for the last.
+template <class A, class Body>
+void for_each_vector(int64_t channels, const Body& body) {
+  constexpr int64_t L = kLanes<A>;
+  int64_t c = 0;
+  for (; c + L <= channels; c += L) body(c, std::integral_constant<int64_t, L>());
+  if (c < channels) body(c, channels - c);
+}
+
+template <class T, class Count>
+Vec<Acc<T>> load_channels(const T* from, Count count) {
+  if constexpr (std::is_integral_v<Count>) return load_partial(from, count);
+  else return load_wide(from);
+}
+
+template <class A, class Count>
+void store_channels(A* to, Vec<A> x, Count count) {
+  if constexpr (std::is_integral_v<Count>) store_partial(to, x, count);
+  else x.store(to);
+}
+
 // columns[sample][channel] of a run of channels, `pitch` numbers from sample to sample.
 template <class T>
 void make_columns(int dims, const std::byte* samples, int64_t count, const T* image, int64_t pixel, int64_t channels,
                   Acc<T>* columns, int64_t pitch) {
   using A = Acc<T>;
   using V = Vec<A>;
-  constexpr int64_t L = kLanes<A>;
   with_dims(dims, [&]<int kDims>() {
     constexpr int kCorners = 1 << kDims;
     const auto* s = reinterpret_cast<const SampleOf<T, kDims>*>(samples);
@@ -162,31 +182,23 @@ void make_columns(int dims, const std::byte* samples, int64_t count, const T* im
           weight[k] = V::broadcast(s->weight[k]);
           corner[k] = image + s->pixel[k] * pixel;
         }
-        int64_t c = 0;
-        for (; c + L <= channels; c += L) {
+        for_each_vector<A>(channels, [&](int64_t c, auto n) {
           V sum = V::zero();
           TORCH_EXT_UNROLL
-          for (int k = 0; k < kCorners; ++k) sum = fma(weight[k], load_wide(corner[k] + c), sum);
-          fma(sum, mask, V::zero()).store(columns + c);
-        }
-        if (c < channels) {
-          V sum = V::zero();
-          TORCH_EXT_UNROLL
-          for (int k = 0; k < kCorners; ++k) sum = fma(weight[k], load_partial(corner[k] + c, channels - c), sum);
-          store_partial(columns + c, fma(sum, mask, V::zero()), channels - c);
-        }
+          for (int k = 0; k < kCorners; ++k) sum = fma(weight[k], load_channels(corner[k] + c, n), sum);
+          store_channels(columns + c, fma(sum, mask, V::zero()), n);
+        });
         continue;
       }
       const A none = s->kind == SampleKind::kNan ? std::numeric_limits<A>::quiet_NaN() : 0;
-      for (int64_t c = 0; c < channels; c += L) {
-        const int64_t n = std::min(L, channels - c);
+      for_each_vector<A>(channels, [&](int64_t c, auto n) {
         V sum = V::broadcast(none);
         if (s->kind == SampleKind::kPart)
           for (int k = 0; k < kCorners; ++k)
             if (s->pixel[k] >= 0)
-              sum = fma(V::broadcast(s->weight[k]), load_partial(image + s->pixel[k] * pixel + c, n), sum);
-        store_partial(columns + c, fma(sum, mask, V::zero()), n);
-      }
+              sum = fma(V::broadcast(s->weight[k]), load_channels(image + s->pixel[k] * pixel + c, n), sum);
+        store_channels(columns + c, fma(sum, mask, V::zero()), n);
+      });
     }
   });
 }
@@ -198,7 +210,6 @@ void spread_columns(int dims, const std::byte* samples, int64_t count, const T* 
                     const Acc<T>* gradient, int64_t pitch, Acc<T>* grad_image, int64_t grad_pixel, Acc<T>* dots) {
   using A = Acc<T>;
   using V = Vec<A>;
-  constexpr int64_t L = kLanes<A>;
   with_dims(dims, [&]<int kDims>() {
     constexpr int kCorners = 1 << kDims;
     const auto* s = reinterpret_cast<const SampleOf<T, kDims>*>(samples);
@@ -215,23 +226,19 @@ void spread_columns(int dims, const std::byte* samples, int64_t count, const T* 
         if (dots) {
           const T* const from = image + s->pixel[k] * pixel;
           V sum = V::zero();
-          int64_t c = 0;
-          for (; c + L <= channels; c += L) sum = fma(V::load(gradient + c), load_wide(from + c), sum);
-          if (c < channels)
-            sum = fma(load_partial(gradient + c, channels - c), load_partial(from + c, channels - c), sum);
-          alignas(32) A lanes[L];
+          for_each_vector<A>(channels, [&](int64_t c, auto n) {
+            sum = fma(load_channels(gradient + c, n), load_channels(from + c, n), sum);
+          });
+          alignas(32) A lanes[kLanes<A>];
           sum.store(lanes);
           dots[k] = sum_lanes(lanes);
         }
         if (adds) {
           A* const to = grad_image + s->pixel[k] * grad_pixel;
-          int64_t c = 0;
-          for (; c + L <= channels; c += L)
-            fma(weight, fma(V::load(gradient + c), mask, V::zero()), V::load(to + c)).store(to + c);
-          if (c < channels) {
-            const V term = fma(load_partial(gradient + c, channels - c), mask, V::zero());
-            store_partial(to + c, fma(weight, term, load_partial(to + c, channels - c)), channels - c);
-          }
+          for_each_vector<A>(channels, [&](int64_t c, auto n) {
+            const V term = fma(load_channels(gradient + c, n), mask, V::zero());
+            store_channels(to + c, fma(weight, term, load_channels(to + c, n)), n);
+          });
         }
       }
       if (dots) dots += kCorners;
