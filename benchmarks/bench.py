@@ -74,7 +74,7 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "gflops": flops / ours_s / 1e9,
         "gbytes": size / ours_s / 1e9,
         "roofline": least_s / ours_s,
-        "kernel": problem.kernel(dtype, pass_name),
+        "kernel": problem.kernel(dtype, layout, pass_name),
     }
     row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops", "plain") if name in times}
     least_of = floors(layer, batch, layout, dtype, pass_name)

@@ -123,10 +123,10 @@ class Problem:
             "grad_weight": (grad_weight, our_grad_weight),
         }
 
-    def kernel(self, dtype: str, pass_name: str) -> str:
+    def kernel(self, dtype: str, layout: str, pass_name: str) -> str:
         """Which kernel serves the layer's pass: the convolution's own name for it."""
         layer = self.layer
-        x, w = (torch.empty(self.tensors[i].shape, dtype=getattr(torch, dtype)) for i in (0, 2))
+        x, w = (_laid_out(self.tensors[i].to(getattr(torch, dtype)), layout) for i in (0, 2))
         if layer.op == "transposed" and pass_name != "grad_weight":
             pass_name = CONV_PASSES[1 - CONV_PASSES.index(pass_name)]
         flat = [side for pair in layer.padding for side in pair]
@@ -181,9 +181,9 @@ class SeparableProblem:
             result["training"] = tuple(step(f) for f in functions)
         return result
 
-    def kernel(self, dtype: str, pass_name: str) -> str:
+    def kernel(self, dtype: str, layout: str, pass_name: str) -> str:
         layer, n = self.layer, len(self.layer.spatial)
-        tensors = (torch.empty(tensor.shape, dtype=getattr(torch, dtype)) for tensor in self.tensors)
+        tensors = (_laid_out(tensor.to(getattr(torch, dtype)), layout) for tensor in self.tensors)
         flat = [side for pair in layer.padding for side in pair]
         numbers = list(layer.stride), flat, list(layer.dilation)
         output = "forward" if pass_name == "forward" else "grad_weight"
@@ -237,7 +237,7 @@ class DeformProblem:
 
         return {"forward": tuple(forward(*side) for side in sides), "training": tuple(step(*side) for side in sides)}
 
-    def kernel(self, dtype: str, pass_name: str) -> str:
+    def kernel(self, dtype: str, layout: str, pass_name: str) -> str:
         return "deform/scalar" if torch.ops.torch_ext._isa() == "scalar" else "deform/avx2"
 
 

@@ -120,7 +120,7 @@ def test_separable_problem() -> None:
             problems.check(problem, problem.expected(), dtype, layout)
             calls = problem.calls(dtype, layout)
             assert list(calls) == names
-            assert all(problem.kernel(dtype, name) for name in names)
+            assert all(problem.kernel(dtype, layout, name) for name in names)
             for _, ours, two_ops in calls.values():
                 results = [result if isinstance(result, tuple) else (result,) for result in (ours(), two_ops())]
                 assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -105,6 +105,10 @@ def test_groups_of_16_to_64(n: int, output: str, layout: str) -> None:
         )
         assert answer.split(" + ")[-1] == (ours if is_ours else ATEN), (channels, size, stride, dilation)
     assert wide(n, output, 65, 14, layout, groups=2).endswith(ATEN)
+    strided = {"layout": layout, "groups": 2, "stride": 2}
+    weight_is_ours = n == 1 or output == "grad_weight" and last or (n == 2 and output == "grad_input")
+    assert wide(n, output, 33, 9, k=4, **strided).split(" + ")[-1] == (ours if weight_is_ours else ATEN)
+    assert wide(n, "grad_input", 33, 14, k=1, **strided) == (ours if n == 1 else ATEN)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

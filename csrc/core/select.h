@@ -103,11 +103,13 @@ bool has_medium_groups(const ConvGeometry<Int>& g) {
 }
 
 inline bool is_slow_of_medium_groups(const ConvGeometry<int64_t>& g, Pass pass, bool channels_last) {
-  if (g.dims == 1 || pass == Pass::kGradWeight) return true;
+  const bool strided = is_strided(g), dilated = is_dilated(g);
+  if (g.dims == 1) return true;
+  if (pass == Pass::kGradWeight) return channels_last || dilated || !strided || g.kernel[2] <= 3;
   if (g.dims == 3 && !has_long_rows(g)) return false;
-  if (pass == Pass::kGradInput && is_strided(g)) return true;
+  if (pass == Pass::kGradInput && strided && g.kernel[2] > 1) return true;
   if (channels_last) return g.in_per_group() <= 32 && g.out_per_group() <= 32;
-  return is_dilated(g) && has_long_rows(g);
+  return dilated && has_long_rows(g);
 }
 
 // Dense layers of 16 to 256 channels.

@@ -1,6 +1,7 @@
 #include "conv.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
 
 #include "depthwise.h"
@@ -47,20 +48,34 @@ void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
 }
 
 void move_into(Tensor& result, const Tensor& computed) {
-  if (computed.strides() == result.strides()) result = computed;
-  else result.copy_(computed);
+  if (computed.strides() == result.strides()) {
+    result = computed;
+    return;
+  }
+  if (result.is_meta()) result = at::empty_strided(result.sizes(), result.strides(), computed.options());
+  result.copy_(computed);
 }
+
+namespace {
+
+// Of what PyTorch computes only the format is wanted: on the device meta, that takes no memory.
+at::TensorOptions options_for(Kernel kernel, const Tensor& like) {
+  return kernel == Kernel::kAten ? like.options().device(at::kMeta) : like.options();
+}
+
+}  // namespace
 
 Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, IntArrayRef stride,
             IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
   const Geometry g = ops::check_conv<int64_t>("conv", input, weight, bias, stride, padding, dilation, groups);
   const bool channels_last = ops::wants_channels_last(input, weight);
-  Tensor output = ops::empty_output(input, g, channels_last);
   if (is_empty(g)) {
+    Tensor output = ops::empty_output(input.options(), g, channels_last);
     set_to_bias(output, bias);
     return output;
   }
   const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward, channels_last);
+  Tensor output = ops::empty_output(options_for(kernel, input), g, channels_last);
   if (kernel == Kernel::kDepthwise) {
     depthwise_forward(g, input, weight, bias, output);
   } else if (kernel == Kernel::kDirect) {
@@ -77,19 +92,22 @@ Gradients conv_backward(const Tensor& grad_output, const Tensor& input, const Te
   const Geometry g =
       ops::check_conv_backward<int64_t>("conv_backward", grad_output, input, weight, stride, padding, dilation, groups);
   std::array<Tensor, 3> gradients;
-  if (mask[0]) gradients[0] = ops::empty_in_format_of(input, input.sym_sizes());
-  if (mask[1]) gradients[1] = ops::empty_in_format_of(weight, weight.sym_sizes());
   if (mask[2]) gradients[2] = at::empty({g.out_channels}, input.options());
+  if (is_empty(g)) {
+    if (mask[0]) gradients[0] = ops::empty_in_format_of(input, input.sym_sizes());
+    if (mask[1]) gradients[1] = ops::empty_in_format_of(weight, weight.sym_sizes());
+    for (auto& gradient : gradients)
+      if (gradient.defined()) gradient.zero_();
+  }
 
   // Each gradient takes its own kernel; what is left to PyTorch is computed in one call.
   const bool channels_last = ops::wants_channels_last(input, weight);
   const Kernel kernels[] = {select_kernel(g, dtype_of(input), isa(), Pass::kGradInput, channels_last),
                             select_kernel(g, dtype_of(input), isa(), Pass::kGradWeight, channels_last)};
   Mask to_pytorch = {false, false, false};
-  if (is_empty(g)) {
-    for (auto& gradient : gradients)
-      if (gradient.defined()) gradient.zero_();
-  } else {
+  if (!is_empty(g)) {
+    if (mask[0]) gradients[0] = ops::empty_in_format_of(input, input.sym_sizes(), options_for(kernels[0], input));
+    if (mask[1]) gradients[1] = ops::empty_in_format_of(weight, weight.sym_sizes(), options_for(kernels[1], weight));
     const auto takes = [&](int i, Kernel kernel) { return mask[i] && kernels[i] == kernel; };
     for (int i : {0, 1}) to_pytorch[i] = takes(i, Kernel::kAten);
     if (takes(0, Kernel::kDepthwise)) depthwise_grad_input(g, grad_output, weight, gradients[0]);

@@ -278,7 +278,7 @@ Tensor deform_conv(const Tensor& input, const Tensor& offset, const Tensor& weig
                    const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation) {
   const Deform g =
       ops::check_deform<int64_t>("deform_conv", input, offset, weight, mask, bias, stride, padding, dilation);
-  Tensor output = ops::empty_output(input, g.conv, ops::wants_channels_last(input, weight));
+  Tensor output = ops::empty_output(input.options(), g.conv, ops::wants_channels_last(input, weight));
   if (is_empty(g.conv)) {
     set_to_bias(output, bias);
     return output;

@@ -153,7 +153,7 @@ Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const
     const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups);
     return conv(hidden, pointwise_weight, bias, ones.stride, ones.padding, ones.stride, 1);
   }
-  Tensor output = ops::empty_output(input, g.pointwise, way.channels_last);
+  Tensor output = ops::empty_output(input.options(), g.pointwise, way.channels_last);
   const Tensor own_bias = bias && bias->defined() ? bias->contiguous() : Tensor();
   if (way.direct &&
       forward_by_strips(g, input, depthwise_weight, pointwise_weight, own_bias, way.channels_last, output))
@@ -164,7 +164,7 @@ Tensor separable_conv(const Tensor& input, const Tensor& depthwise_weight, const
     const auto [images, rows, source, target, reach] = pieces.piece(i);
     const Geometry first = part_of(g.depthwise, images, axis, source, rows);
     const Geometry second = part_of(g.pointwise, images, axis, rows, rows);
-    Tensor hidden = ops::empty_output(input, first, way.channels_last);
+    Tensor hidden = ops::empty_output(input.options(), first, way.channels_last);
     depthwise_forward(first, rows_of(input, images, axis, source), depthwise_weight, {}, hidden);
     Tensor part = rows_of(output, images, axis, rows);
     if (way.direct) {
@@ -190,7 +190,7 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
   if (way.two_ops) {
     const Tensor hidden =
         mask[2] ? conv(input, depthwise_weight, {}, stride, padding, dilation, g.depthwise.groups)
-                : ops::empty_output(input, g.depthwise, ops::wants_channels_last(input, depthwise_weight));
+                : ops::empty_output(input.options(), g.depthwise, ops::wants_channels_last(input, depthwise_weight));
     const auto [grad_hidden, grad_pointwise, grad_bias] =
         conv_backward(grad_output, hidden, pointwise_weight, ones.stride, ones.padding, ones.stride, 1,
                       {wants_hidden, mask[2], mask[3]});
@@ -230,7 +230,8 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
     const Tensor from = of(input, source), grad_rows = of(grad_output, rows), grad_reach = of(grad_output, reach);
 
     // In one buffer: hidden's gradient takes the place of hidden when that is not needed any more.
-    Tensor grad_hidden = ops::empty_output(input, part_of(g.depthwise, images, axis, source, reach), way.channels_last);
+    Tensor grad_hidden =
+        ops::empty_output(input.options(), part_of(g.depthwise, images, axis, source, reach), way.channels_last);
     const auto within = [&, &rows = rows, &reach = reach] {
       return rows_of(grad_hidden, {0, grad_hidden.size(0)}, axis, {rows.begin - reach.begin, rows.end - reach.begin});
     };

@@ -224,7 +224,7 @@ DeformGeometry<Int> check_deform_backward(const char* op, const at::Tensor& grad
   template DeformGeometry<Int> check_deform_backward(                                                                  \
       const char*, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,                         \
       const std::optional<at::Tensor>&, c10::ArrayRef<Int>, c10::ArrayRef<Int>, c10::ArrayRef<Int>);                   \
-  template at::Tensor empty_output(const at::Tensor&, const ConvGeometry<Int>&, bool)
+  template at::Tensor empty_output(const at::TensorOptions&, const ConvGeometry<Int>&, bool)
 
 bool wants_channels_last(const at::Tensor& input, const at::Tensor& weight) {
   return has_adjacent_channels(input) || is_channels_last(input) || is_channels_last(weight);
@@ -236,10 +236,10 @@ bool wants_channels_last(const at::Tensor& input, const at::Tensor& depthwise_we
 }
 
 template <class Int>
-at::Tensor empty_output(const at::Tensor& input, const ConvGeometry<Int>& g, bool channels_last) {
+at::Tensor empty_output(const at::TensorOptions& options, const ConvGeometry<Int>& g, bool channels_last) {
   c10::SmallVector<c10::SymInt, 5> sizes{g.batch, g.out_channels};
   for (int axis = 3 - g.dims; axis < 3; ++axis) sizes.push_back(g.out[axis]);
-  return empty(sizes, input.options(), channels_last);
+  return empty(sizes, options, channels_last);
 }
 
 TORCH_EXT_INSTANTIATE(int64_t);
@@ -250,7 +250,11 @@ TORCH_EXT_INSTANTIATE(c10::SymInt);
 bool has_channels_last(const at::Tensor& tensor) { return is_channels_last(tensor) || has_adjacent_channels(tensor); }
 
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes) {
-  return empty(sizes, tensor.options(), has_channels_last(tensor));
+  return empty_in_format_of(tensor, sizes, tensor.options());
+}
+
+at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes, const at::TensorOptions& options) {
+  return empty(sizes, options, has_channels_last(tensor));
 }
 
 }  // namespace torch_ext::ops

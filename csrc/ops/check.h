@@ -67,12 +67,14 @@ bool wants_channels_last(const at::Tensor& input, const at::Tensor& depthwise_we
 
 // An uninitialised output.
 template <class Int>
-at::Tensor empty_output(const at::Tensor& input, const ConvGeometry<Int>& geometry, bool channels_last);
+at::Tensor empty_output(const at::TensorOptions& options, const ConvGeometry<Int>& geometry, bool channels_last);
 
 // Whether a gradient of `tensor` is channels_last: if it suggests that, or in 1-D has adjacent channels.
 bool has_channels_last(const at::Tensor& tensor);
 
-// An uninitialised tensor of these sizes in the memory format of `tensor`: what gradients are.
+// An uninitialised tensor of these sizes in the memory format of `tensor`, what gradients are; of its options or
+// others.
 at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes);
+at::Tensor empty_in_format_of(const at::Tensor& tensor, c10::SymIntArrayRef sizes, const at::TensorOptions& options);
 
 }  // namespace torch_ext::ops

@@ -13,7 +13,7 @@ at::Tensor conv_meta(const at::Tensor& input, const at::Tensor& weight, const st
                      c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                      c10::SymInt groups) {
   const auto g = check_conv("conv", input, weight, bias, stride, padding, dilation, groups);
-  return empty_output(input, g, wants_channels_last(input, weight));
+  return empty_output(input.options(), g, wants_channels_last(input, weight));
 }
 
 Gradients conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& weight,
@@ -32,7 +32,7 @@ at::Tensor separable_conv_meta(const at::Tensor& input, const at::Tensor& depthw
                                c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
   const auto g =
       check_separable("separable_conv", input, depthwise_weight, pointwise_weight, bias, stride, padding, dilation);
-  return empty_output(input, g.pointwise, wants_channels_last(input, depthwise_weight, pointwise_weight));
+  return empty_output(input.options(), g.pointwise, wants_channels_last(input, depthwise_weight, pointwise_weight));
 }
 
 SeparableGradients separable_conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
@@ -53,7 +53,7 @@ at::Tensor deform_conv_meta(const at::Tensor& input, const at::Tensor& offset, c
                             const std::optional<at::Tensor>& mask, const std::optional<at::Tensor>& bias,
                             c10::SymIntArrayRef stride, c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation) {
   const auto g = check_deform("deform_conv", input, offset, weight, mask, bias, stride, padding, dilation);
-  return empty_output(input, g.conv, wants_channels_last(input, weight));
+  return empty_output(input.options(), g.conv, wants_channels_last(input, weight));
 }
 
 DeformGradients deform_conv_backward_meta(const at::Tensor& grad_output, const at::Tensor& input,
