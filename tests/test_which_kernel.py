@@ -118,12 +118,13 @@ def test_dense_dilated_or_in_3d(n: int, output: str, layout: str) -> None:
     """Ours where PyTorch's pass is slow: see is_slow_dense."""
     ours, last = "direct/avx2", layout == "channels_last"
     for channels, size, stride, dilation, batch in itertools.product(
-        (15, 16, 256, 257), (13, 14), (1, 2), (1, 2), (1, 2)
+        (15, 16, 129, 256, 257), (13, 14), (1, 2), (1, 2), (1, 2)
     ):
         answer = wide(n, output, channels, size, layout, stride=stride, dilation=dilation, batch=batch)
-        slow_weight = output == "grad_weight" and (last or stride == 1 or n == 3 if dilation > 1 else stride == 1)
+        few = stride == 1 and channels <= 128
+        slow_weight = output == "grad_weight" and (last or few or n == 3 if dilation > 1 else stride == 1)
         small = n == 3 and batch == 1 and channels == 16 and (dilation > 1 or stride == 1 or last)
-        served = n > 1 and channels in (16, 256) and size >= 14 and (n == 3 or dilation > 1)
+        served = n > 1 and channels in (16, 129, 256) and size >= 14 and (n == 3 or dilation > 1)
         is_ours = served and (slow_weight or small)
         assert answer.split(" + ")[-1] == (ours if is_ours else ATEN), (channels, size, stride, dilation, batch)
     assert wide(n, output, 128, 14, layout, k=1, dilation=2) == ATEN

@@ -122,11 +122,12 @@ bool may_be_slow_dense(const ConvGeometry<Int>& g) {
 
 inline bool is_slow_dense(const ConvGeometry<int64_t>& g, Pass pass, bool channels_last) {
   if (!may_be_slow_dense(g) || !has_long_rows(g)) return false;
-  const bool dilated = is_dilated(g), strided = is_strided(g);
-  if (pass == Pass::kGradWeight && (dilated ? channels_last || !strided || g.dims == 3 : !strided)) return true;
+  const bool dilated = is_dilated(g), strided = is_strided(g), few = g.in_channels <= 128 && g.out_channels <= 128;
+  const bool slow_weight = dilated ? channels_last || g.dims == 3 || (few && !strided) : !strided;
+  if (pass == Pass::kGradWeight && slow_weight) return true;
   // PyTorch does not call its library for those, but copies columns, one thread for all.
-  const bool is_small = g.batch == 1 && g.in_channels * g.in[0] * g.in[1] <= 20480 &&
-                        (g.kernel[1] <= 3 || g.kernel[2] <= 3) && g.in_channels <= 128 && g.out_channels <= 128;
+  const bool is_small =
+      g.batch == 1 && g.in_channels * g.in[0] * g.in[1] <= 20480 && few && (g.kernel[1] <= 3 || g.kernel[2] <= 3);
   return g.dims == 3 && is_small && (dilated || !strided || channels_last);
 }
 
