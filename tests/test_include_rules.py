@@ -14,6 +14,7 @@ ATEN = r"(ATen|c10)/(?!cuda/).+"
 LIBRARY = r"torch/(library|version)\.h"
 INTERNALS = r"torch/(csrc/(autograd|dynamo)|headeronly)/.+"
 CUDA = r"(cuda.*|(ATen|c10)/cuda/.+)"
+TOOLKIT = r"cuda_(bf16|fp16)\.h"
 
 SHARED = ["ops/aten.h", "ops/call.h", "ops/check.h"]  # what ops has for the backends
 
@@ -21,7 +22,8 @@ SHARED = ["ops/aten.h", "ops/call.h", "ops/check.h"]  # what ops has for the bac
 RULES = {
     "core": (["core"], [STANDARD]),
     "cpu/kernels": (["core", "cpu/kernels"], [STANDARD, INTRINSICS]),
-    "cuda/kernels": (["core", "cuda/kernels"], [STANDARD, CUDA]),
+    "cuda/kernels": (["core", "cuda/kernels"], [STANDARD]),
+    "cuda/kernels/simt_device.h": (["core", "cuda/kernels"], [STANDARD, TOOLKIT]),
     "ops": (["core", "ops", "torch_ext.h"], [STANDARD, ATEN, LIBRARY, INTERNALS]),
     "cpu": (["core", "cpu", *SHARED], [STANDARD, INTRINSICS, ATEN, LIBRARY]),
     "cuda": (["core", "cuda", *SHARED], [STANDARD, ATEN, LIBRARY, CUDA]),
@@ -73,6 +75,10 @@ def test_includes(file: Path) -> None:
         ("cpu/new.cpp", '"ops/composite.h"'),
         ("cpu/new.cpp", "<torch/csrc/autograd/function.h>"),
         ("cpu/new.cpp", "<c10/cuda/CUDAStream.h>"),
+        ("cuda/kernels/new.cuh", "<cuda_fp16.h>"),
+        ("cuda/kernels/new.cuh", "<ATen/ATen.h>"),
+        ("cuda/kernels/new.cuh", '"cpu/kernels/table.h"'),
+        ("cuda/kernels/simt_device.h", "<cuda_runtime.h>"),
         ("ops/new.cpp", '"cpu/kernels/table.h"'),
         ("ops/new.cpp", "<torch/extension.h>"),
         ("ops/new.cpp", "<Python.h>"),
