@@ -17,8 +17,8 @@ JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
-CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cuh')
+CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cuh')
 BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 
 .DELETE_ON_ERROR:
@@ -44,7 +44,8 @@ format: $(STAMPS)/test
 	ruff check --fix .
 	ruff format .
 
-# GoogleTest: the kernels under sanitizers, and the C++ API; then an installed copy in build/prefix.
+# GoogleTest: the kernels under sanitizers, those for CUDA on an emulator, and the C++ API; then an installed copy in
+# build/prefix.
 native: $(NATIVE)/build.ninja
 	cmake --build $(NATIVE) -j $(JOBS)
 	ctest --test-dir $(NATIVE) --output-on-failure -j $(JOBS)
@@ -108,6 +109,7 @@ $(STAMPS)/debian:
 	$(call debian,g++ --version && python3 -c 'import ensurepip$(comma) venv',g++ python3-venv)
 
 $(STAMPS)/debian-test:
-	$(call debian,test -e /usr/include/gtest/gtest.h,libgtest-dev)
+	$(call debian,test -e /usr/include/gtest/gtest.h && echo 'int main() {}' | clang++ -fsanitize=thread -x c++ - \
+	  -o /dev/null,libgtest-dev clang libclang-rt-dev)
 
 comma := ,
