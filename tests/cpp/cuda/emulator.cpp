@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <deque>
 #include <exception>
 #include <memory>
@@ -356,6 +357,12 @@ UNSEEN_FUNCTION uint64_t exchange(const char* name, unsigned mask, uint64_t word
 }  // namespace emulator
 }  // namespace torch_ext::simt
 
-// Defaults of the sanitizers' runtimes. The first race ends the program, as the first fault in memory does.
+// What the sanitizers' runtimes ask for. The first race ends the program, as the first fault in memory does.
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1"; }
+extern "C" void __asan_on_error() {
+  using torch_ext::simt::emulator::place;
+  if (torch_ext::simt::launch_now)
+    std::fprintf(stderr, "In block (%u, %u, %u), thread (%u, %u, %u):\n", place.block.x, place.block.y, place.block.z,
+                 place.thread.x, place.thread.y, place.thread.z);
+}

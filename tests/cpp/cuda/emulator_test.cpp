@@ -6,10 +6,11 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest-spi.h>
 #include <gtest/gtest.h>
 
-#include "emulated_device.h"
 #include "example.cuh"
+#include "runner.h"
 #include "sanitizers.h"
 
 // Plants each fault that the emulator, or a sanitizer with it, must find.
@@ -107,7 +108,7 @@ TEST(Emulator, UninitialisedSharedMemoryIsNaN) {
 
 TEST(Emulator, SharedOverrun) {
   EXPECT_REPORT(simt::kAddressSanitizer, "AddressSanitizer", neighbours<Fault::kSharedOverrun>(Order::kForward),
-                "heap-buffer-overflow");
+                "In block .0, 0, 0., thread .1, 0, 0.:(.|\n)*heap-buffer-overflow");
 }
 
 TEST(Emulator, GlobalOverrun) {
@@ -417,6 +418,45 @@ TEST(Emulator, BytesMoved) {
   const int64_t compulsory = 3 * 128 * 4, from_the_other_block = 2 * 3 * 32;
   const bool whole_sectors = reinterpret_cast<uintptr_t>(x.data()) % 32 == 0;
   EXPECT_EQ(log.traffic("x", simt::Access::kLoad).bytes_moved - compulsory, from_the_other_block) << whole_sectors;
+}
+
+// ---- the runner ----
+
+// The messages of the failures in a statement.
+template <class Statement>
+std::vector<std::string> failures_in(const Statement& statement) {
+  ::testing::TestPartResultArray results;
+  {
+    const ::testing::ScopedFakeTestPartResultReporter reporter(&results);
+    statement();
+  }
+  std::vector<std::string> messages;
+  for (int i = 0; i < results.size(); ++i) messages.emplace_back(results.GetTestPartResult(i).message());
+  return messages;
+}
+
+TEST(Emulator, TheRunnerComparesOrders) {
+  SKIP_UNDER_THREAD_SANITIZER();
+  const auto messages = failures_in([] {
+    Runner gpu;
+    std::vector<float> x(100);
+    for (int i = 0; i < 100; ++i) x[i] = static_cast<float>(i);
+    const NeighbourParams<float> p{gpu.input("x", x), gpu.output<float>("y", 100), 1, 100};
+    gpu.run(neighbour_size(p), neighbour_kernel<float, Fault::kNoBarrierBeforeRead>, p);
+  });
+  ASSERT_EQ(messages.size(), 2u);
+  EXPECT_NE(messages[0].find("y depends on the order of the threads: forward and reverse differ"), std::string::npos);
+  EXPECT_NE(messages[1].find("y depends on the order of the threads: forward and shuffled differ"), std::string::npos);
+}
+
+TEST(Emulator, TheRunnerLimitsTraffic) {
+  Runner gpu;
+  const StrideParams<float> p{gpu.input("x", std::vector<float>(256)), gpu.output<float>("y", 32), 8, 1};
+  gpu.run({{1}, {32}}, stride_kernel<float, float>, p);
+  EXPECT_TRUE(failures_in([&] { gpu.expect_loads(p.from, 8, 1); }).empty());
+  EXPECT_EQ(failures_in([&] { gpu.expect_loads(p.from, 7, 1); }).size(), 1u);
+  EXPECT_EQ(failures_in([&] { gpu.expect_loads(p.from, 8, 0.9); }).size(), 1u);
+  EXPECT_EQ(failures_in([&] { gpu.expect_stores(p.from, 8, 1); }).size(), 1u);  // there are none
 }
 
 // ---- limits ----
