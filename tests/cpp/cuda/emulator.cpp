@@ -318,7 +318,8 @@ UNSEEN_FUNCTION void access(const void* address, size_t bytes, size_t alignment,
   Block& block = *launch_now->block;
   const auto at = reinterpret_cast<uintptr_t>(address), shared = reinterpret_cast<uintptr_t>(block.shared.get());
   const bool misaligned = bytes > 0 && at % alignment != 0;
-  const bool in_shared = kind != Access::kAtomic && at >= shared && at < shared + launch_now->size.shared_bytes;
+  const bool in_shared =
+      bytes > 0 && kind != Access::kAtomic && at >= shared && at < shared + launch_now->size.shared_bytes;
   if (!misaligned && !in_shared && !launch_now->options.log) return;
   const Unseen unseen;
   if (misaligned)
