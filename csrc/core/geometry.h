@@ -22,8 +22,8 @@ struct ConvGeometry {
   Int batch, in_channels, out_channels, groups;
   Triple<Int> in, out, kernel, stride, dilation, pad_before, pad_after;
 
-  Int in_per_group() const { return in_channels / groups; }
-  Int out_per_group() const { return out_channels / groups; }
+  TORCH_EXT_HOST_DEVICE Int in_per_group() const { return in_channels / groups; }
+  TORCH_EXT_HOST_DEVICE Int out_per_group() const { return out_channels / groups; }
 };
 
 // What a caller passed, before anything is known to be right. Sizes are batched: [N, C, *], [O, C / groups, *].

@@ -1,0 +1,207 @@
+#pragma once
+
+#include "axis.h"
+#include "vectors.h"
+
+// Depthwise convolution and its gradient of the input, where channels lie side by side in memory (channels_last):
+//
+//   target[n, i, c] = bias[c] + sum over pairs q of c, taps k of weight[q, k] * source[n, source_of(i, k), source(q)]
+//
+// One correlation for both passes (axis.h), in 1 to 3 dimensions. A block has some channels and some rows of targets of
+// an image. A thread has a vector of channels, of up to 16 bytes, and a run of targets in a row, over whose sources it
+// slides: it loads each source once for all taps of a kernel's row, straight from global memory, where full sectors are
+// read, and rows again from the cache. Weights are in shared memory, sums in registers, both as Acc<T>.
+namespace torch_ext::cuda {
+
+inline constexpr int kChannelThreads = 256;
+inline constexpr int kMostChannelBytes = 64 << 10;
+
+template <class T>
+struct ChannelsParams {
+  View<const T> source, weight;
+  const T* bias;  // or null
+  View<T> target;
+  Triple<Axis> axes;
+  Pairs pairs;
+  int channels;                       // of the target
+  int vector, lanes, channel_blocks;  // a block has so many vectors of channels
+  int classes, runs;                  // of a row: targets modulo step, and the runs of each
+  int rows, row_blocks;               // a block has so many rows, of all of an image's
+  int64_t blocks;
+
+  TORCH_EXT_HOST_DEVICE int taps() const { return axes[0].kernel * axes[1].kernel * axes[2].kernel; }
+};
+
+template <class T>
+size_t channels_bytes(const ChannelsParams<T>& p) {
+  return int64_t{p.lanes} * p.vector * (p.taps() * p.pairs.terms + 1) * sizeof(Acc<T>);
+}
+
+// Targets of a thread: fewer of wide vectors, for the registers.
+template <int V>
+inline constexpr int kChannelRun = V > 1 ? 4 : 7;
+
+// False if the convolution is not one for this kernel.
+template <class T>
+bool make_channels(const ConvGeometry<int64_t>& g, bool transposed, const View<const T>& source,
+                   const View<const T>& weight, const T* bias, const View<T>& target, int multiprocessors,
+                   ChannelsParams<T>* params) {
+  ChannelsParams<T>& p = *params;
+  p = {source, weight, bias, target, {}, Pairs(g, transposed), 0, 1, 0, 0, 0, 0, 0, 0, 0};
+  if (source.c != 1 || target.c != 1 || !make_axes(g, transposed, &p.axes)) return false;
+  const int64_t channels = transposed ? g.in_channels : g.out_channels;
+  if (channels > 1 << 28 || g.kernel[0] * g.kernel[1] * g.kernel[2] * p.pairs.terms > kMostChannelBytes) return false;
+  p.channels = static_cast<int>(channels);
+  if (g.in_channels == g.out_channels && has_whole_vectors(source, channels) && has_whole_vectors(target, channels))
+    p.vector = 16 / sizeof(T);
+  p.lanes = choose_lanes<T>(p.channels, p.vector);
+  while (channels_bytes(p) > kMostChannelBytes && p.lanes * p.vector * sizeof(T) > 32) p.lanes /= 2;
+  if (channels_bytes(p) > kMostChannelBytes) return false;
+  p.channel_blocks = static_cast<int>(simt::ceil_div(channels, p.lanes * p.vector));
+  const int run = p.vector > 1 ? kChannelRun<2> : kChannelRun<1>;
+  p.classes = simt::min(p.axes[2].step, p.axes[2].target);
+  p.runs = static_cast<int>(simt::ceil_div(simt::ceil_div(p.axes[2].target, p.axes[2].step), run));
+
+  // As many rows for a block as leave four blocks for each multiprocessor, so that rows at the edges, which two blocks
+  // read, are few; but enough to keep all threads busy.
+  const int64_t rows = int64_t{p.axes[0].target} * p.axes[1].target, images = g.batch * p.channel_blocks;
+  if (rows > 1 << 28) return false;
+  const int64_t cuts = simt::ceil_div(int64_t{4} * multiprocessors, simt::max<int64_t>(images, 1));
+  const int64_t least = simt::ceil_div(kChannelThreads / p.lanes, int64_t{p.classes} * p.runs);
+  p.rows = equal_pieces(static_cast<int>(rows), static_cast<int>(simt::max(least, simt::ceil_div(rows, cuts))));
+  p.row_blocks = static_cast<int>(simt::ceil_div(rows, p.rows));
+  p.blocks = images * p.row_blocks;
+  return int64_t{p.row_blocks} * p.channel_blocks < int64_t{1} << 31;
+}
+
+template <class T>
+simt::LaunchSize channels_size(const ChannelsParams<T>& p) {
+  const int groups = kChannelThreads / p.lanes;
+  return {grid_of(p.blocks), {static_cast<unsigned>(round_up(groups * p.lanes, 32))}, channels_bytes(p)};
+}
+
+// sums[r] += sum over taps of weight[tap] * source[r + tap], for sources and weights that are a pitch apart. Those
+// outside of 0 to `count` - 1 are zero; `position` is the first one's.
+template <int kTaps, int V, int kRun, class T>
+SIMT_DEVICE void add_taps(simt::Vector<Acc<T>, V> (&sums)[kRun], const T* source, int64_t pitch, int position, int step,
+                          int count, const Acc<T>* weight, int weight_pitch, int lanes) {
+  constexpr int kWidth = simt::min<int>(V, 16 / sizeof(Acc<T>)), kWindow = kRun + kTaps - 1;
+  simt::Vector<T, V> window[kWindow];
+  SIMT_UNROLL
+  for (int j = 0; j < kWindow; ++j) {
+    const bool inside = static_cast<unsigned>(position + j * step) < static_cast<unsigned>(count);
+    window[j] = simt::ld<simt::Vector<T, V>>(source + j * pitch, inside);
+  }
+  // Some of the channels after the others, since not all of their weights fit in registers.
+  SIMT_UNROLL
+  for (int first = 0; first < V; first += kWidth) {
+    simt::Vector<Acc<T>, kWidth> w[kTaps];
+    SIMT_UNROLL
+    for (int tap = 0; tap < kTaps; ++tap)
+      w[tap] = *reinterpret_cast<const simt::Vector<Acc<T>, kWidth>*>(weight + tap * weight_pitch + first * lanes);
+    SIMT_UNROLL
+    for (int j = 0; j < kWindow; ++j) {
+      const auto x = simt::widen(part<kWidth>(window[j], first));
+      SIMT_UNROLL
+      for (int r = 0; r < kRun; ++r)
+        if (r <= j && j - r < kTaps) {
+          SIMT_UNROLL
+          for (int v = 0; v < kWidth; ++v) sums[r][first + v] = simt::fma(w[j - r][v], x[v], sums[r][first + v]);
+        }
+    }
+  }
+}
+
+// Adds to a run of targets what the pairs of one term give. `source` is the plane's first number.
+template <int V, int kRun, class T>
+SIMT_DEVICE void add_channels(const ChannelsParams<T>& p, const Triple<int>& target, bool active, const T* source,
+                              const Acc<T>* weights, simt::Vector<Acc<T>, V> (&sums)[kRun]) {
+  constexpr int kMostTaps = V == 8 ? 4 : 7;
+  const Axis& columns = p.axes[2];
+  const Taps depth = taps_of(p.axes[0], target[0]), rows = taps_of(p.axes[1], target[1]);
+  const int width = p.lanes * V;
+  const int one = columns.transposed ? list_of(columns, target[2]) : 0;
+  const int end = columns.transposed ? (one < 0 ? 0 : one + 1) : columns.lists;
+  for (int list = one < 0 ? 0 : one; list < end; ++list) {
+    const int count = taps_in_list(columns, list), first = source_of(columns, target[2], list);
+    for (int tap = 0; tap < count; tap += kMostTaps) {
+      const int position = first + tap * columns.parts;
+      with_constant<kMostTaps>(simt::min(count - tap, kMostTaps), [&](auto taps) {
+        for (int d = 0; d < depth.count; ++d)
+          for (int h = 0; h < rows.count; ++h) {
+            const int sd = depth.source + d * depth.source_step, sh = rows.source + h * rows.source_step;
+            const bool inside = active && static_cast<unsigned>(sd) < static_cast<unsigned>(p.axes[0].source) &&
+                                static_cast<unsigned>(sh) < static_cast<unsigned>(p.axes[1].source);
+            const T* row = source + sd * p.source.spatial[0] + sh * p.source.spatial[1];
+            const int of_kernel =
+                ((depth.tap + d * depth.tap_step) * p.axes[1].kernel + rows.tap + h * rows.tap_step) * columns.kernel +
+                first_tap(columns, list) + tap * tap_step(columns);
+            add_taps<decltype(taps)::kValue, V, kRun, T>(sums, row + position * p.source.spatial[2],
+                                                         columns.parts * p.source.spatial[2], position, columns.parts,
+                                                         inside ? columns.source : 0, weights + of_kernel * width,
+                                                         tap_step(columns) * width, p.lanes);
+          }
+      });
+    }
+  }
+}
+
+// Bias and weights of the block's channels to shared memory: [channel] and [term, tap, channel].
+template <int V, class T>
+SIMT_DEVICE void load_channel_weights(const ChannelsParams<T>& p, int channel, Acc<T>* bias, Acc<T>* weights) {
+  const int taps = p.taps(), width = p.lanes * V, kw = p.axes[2].kernel, kh = p.axes[1].kernel;
+  const int channels = simt::min(width, p.channels - channel);
+  for (int i = threadIdx.x; i < channels; i += blockDim.x)
+    bias[channel_slot<V, Acc<T>>(i, p.lanes)] = p.bias ? simt::widen(simt::ld(p.bias + channel + i)) : Acc<T>(0);
+  for (int i = threadIdx.x; i < channels * p.pairs.terms * taps; i += blockDim.x) {
+    const int pair = i / taps, tap = i - pair * taps, row = tap / kw;
+    const int64_t offset = p.pairs.weight(p.weight, channel * p.pairs.terms + pair) + row / kh * p.weight.spatial[0] +
+                           row % kh * p.weight.spatial[1] + (tap - row * kw) * p.weight.spatial[2];
+    const int of_block = pair / p.pairs.terms, term = pair - of_block * p.pairs.terms;
+    weights[(term * taps + tap) * width + channel_slot<V, Acc<T>>(of_block, p.lanes)] =
+        simt::widen(simt::ld(p.weight.data + offset));
+  }
+}
+
+template <class T, int V>
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) depthwise_channels_kernel(ChannelsParams<T> p) {
+  constexpr int kRun = kChannelRun<V>;
+  using A = Acc<T>;
+  const int64_t block = block_index();
+  if (block >= p.blocks) return;
+  const int per_image = p.channel_blocks * p.row_blocks;
+  const int64_t n = block / per_image;
+  const int in_image = static_cast<int>(block - n * per_image);
+  const int channel_block = in_image % p.channel_blocks, first_row = in_image / p.channel_blocks * p.rows;
+  const int lane = threadIdx.x % p.lanes, group = threadIdx.x / p.lanes;
+  const int channel = (channel_block * p.lanes + lane) * V, height = p.axes[1].target, row_items = p.classes * p.runs;
+  const bool active = group < static_cast<int>(blockDim.x / p.lanes) && channel < p.channels;
+  A* bias = simt::shared<A>();
+  A* weights = bias + p.lanes * V;
+  load_channel_weights<V>(p, channel_block * p.lanes * V, bias, weights);
+  __syncthreads();
+
+  const int items = simt::min(p.rows, p.axes[0].target * height - first_row) * row_items;
+  for (int item = group; item < items; item += blockDim.x / p.lanes) {
+    const int row = item / row_items, of_row = item - row * row_items;
+    const int of_class = of_row / p.runs, run = of_row - of_class * p.runs;
+    const int d = (first_row + row) / height, h = first_row + row - d * height;
+    const Triple<int> target{{d, h, of_class + run * kRun * p.axes[2].step}};
+    simt::Vector<A, V> sums[kRun];
+    SIMT_UNROLL
+    for (int r = 0; r < kRun; ++r) sums[r] = read_channels<V>(bias + channel_slot<V, A>(lane * V, p.lanes), p.lanes);
+    for (int term = 0; term < p.pairs.terms; ++term) {
+      const T* source = p.source.at(n, 0) + (V > 1 ? channel : p.pairs.source(channel * p.pairs.terms + term));
+      add_channels<V>(p, target, active, source,
+                      weights + term * p.taps() * p.lanes * V + channel_slot<V, A>(lane * V, p.lanes), sums);
+    }
+    T* row_of_targets = p.target.at(n, channel) + d * p.target.spatial[0] + h * p.target.spatial[1];
+    SIMT_UNROLL
+    for (int r = 0; r < kRun; ++r) {
+      const int i = target[2] + r * p.axes[2].step;
+      simt::st(row_of_targets + i * p.target.spatial[2], simt::narrow<T>(sums[r]), active && i < p.axes[2].target);
+    }
+  }
+}
+
+}  // namespace torch_ext::cuda
