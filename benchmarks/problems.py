@@ -112,7 +112,11 @@ class Problem:
             grad_input = lambda: F.pad(aten_backward(y, padded, w, None, *theirs, masks[0])[0], crop)  # noqa: E731
         grad_weight: Callable[[], torch.Tensor] = lambda: aten_backward(y, padded, w, None, *theirs, masks[1])[1]  # noqa: E731
         loses_format = layout == "channels_last" and (dims == 1 or (dims == 3 and dtype == "float64"))
-        if layer.symmetric and not loses_format and not torch.ops.torch_ext._has_kernel(w, layer.dilation, layer.groups):
+        if (
+            layer.symmetric
+            and not loses_format
+            and not torch.ops.torch_ext._has_kernel(w, layer.dilation, layer.groups)
+        ):
             # The composite op calls PyTorch's, and autograd then takes its gradients.
             op = getattr(torch.ops.torch_ext, f"group_conv{dims}d")
             composite = list(layer.stride), before, list(layer.dilation), layer.groups

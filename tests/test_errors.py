@@ -265,7 +265,7 @@ def hostile_calls(seed: int, count: int) -> int:
             lambda: getattr(ops, f"depthwise_conv_transpose{n}d")(x, w, b, numbers(), numbers(), numbers(), numbers()),
             lambda: ops._which_kernel("op", x, w, b, numbers(), numbers(), numbers(), group(), "forward"),
             lambda: ops._same_padding(numbers(), numbers(), numbers(), numbers(), "same"),
-            lambda: ops._has_kernel(w, group()),
+            lambda: ops._has_kernel(w, numbers(), group()),
         ]  # fmt: skip
         try:
             random.choice(calls)()
@@ -282,6 +282,14 @@ def test_no_call_crashes_the_process(seed: int) -> None:
     process = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr[-2000:]
     assert 1000 < int(process.stdout) < 6000
+
+
+def test_outputs_of_padding_alone() -> None:
+    """Which oneDNN dies of."""
+    input = torch.empty_strided((2, 64, 14, 1), (896, 1, 64, 64)).normal_()
+    weight, bias = torch.randn(16, 64, 4, 1), torch.randn(16)
+    output = torch.ops.torch_ext.conv(input, weight, bias, [3, 3], [1, 1, 2, 2], [1, 3], 1)
+    assert torch.equal(output, bias.view(16, 1, 1).expand(2, 16, 5, 2))
 
 
 def test_huge_strides_never_reach_pytorch() -> None:

@@ -16,7 +16,7 @@ INTERNALS = r"torch/(csrc/(autograd|dynamo)|headeronly)/.+"
 CUDA = r"(cuda.*|(ATen|c10)/cuda/.+)"
 TOOLKIT = r"cuda_(bf16|fp16)\.h"
 
-SHARED = ["ops/aten.h", "ops/call.h", "ops/check.h"]  # what ops has for the backends
+SHARED = ["ops/aten.h", "ops/call.h", "ops/check.h", "ops/cuda.h", "ops/tensors.h"]  # what ops has for the backends
 
 # Folder or file of csrc (the longest that matches counts): what its files may include, of csrc and of others.
 RULES = {

@@ -88,27 +88,46 @@ def wide(n: int, output: str, channels: int, size: int, layout: str, groups: int
     return which_kernel(f"group_conv{n}d", input, weight, groups=groups, output=output, padding="same", **more)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("output", OUTPUTS)
-def test_groups_of_16_to_64(n: int, output: str, layout: str) -> None:
-    """Ours where PyTorch's pass is slow: see has_medium_groups."""
-    ours, last = "direct/avx2", layout == "channels_last"
-    for channels, size, stride, dilation in itertools.product((16, 32, 33, 64), (13, 14), (1, 2), (1, 2)):
-        answer = wide(n, output, channels, size, layout, groups=2, stride=stride, dilation=dilation)
-        long_rows = size >= 14
-        is_ours = (
-            n == 1
-            or output == "grad_weight"
-            or (n == 2 or long_rows)
-            and ((output == "grad_input" and stride > 1) or (channels <= 32 if last else dilation > 1 and long_rows))
-        )
-        assert answer.split(" + ")[-1] == (ours if is_ours else ATEN), (channels, size, stride, dilation)
-    assert wide(n, output, 65, 14, layout, groups=2).endswith(ATEN)
-    strided = {"layout": layout, "groups": 2, "stride": 2}
-    weight_is_ours = n == 1 or output == "grad_weight" and last or (n == 2 and output == "grad_input")
-    assert wide(n, output, 33, 9, k=4, **strided).split(" + ")[-1] == (ours if weight_is_ours else ATEN)
-    assert wide(n, "grad_input", 33, 14, k=1, **strided) == (ours if n == 1 else ATEN)
+# Dimensions, channels of a group, columns, kernel, stride, dilation; then which of forward, gradient of the input and
+# of the weight are ours in contiguous tensors, and in channels_last.
+GROUPS_OF_16_TO_64 = [
+    ((1, 16, 14, 3, 1, 1), "fiw", "fiw"),
+    ((1, 64, 14, 7, 2, 6), "fiw", "fiw"),
+    ((1, 64, 13, 3, 1, 1), "", ""),
+    ((2, 16, 7, 3, 1, 1), "w", "fiw"),  # RegNetX-800MF
+    ((2, 16, 7, 11, 1, 1), "w", "fiw"),
+    ((2, 32, 14, 3, 1, 1), "w", "fiw"),
+    ((2, 32, 14, 5, 1, 1), "w", "w"),
+    ((2, 33, 14, 3, 1, 1), "w", "w"),
+    ((2, 48, 28, 3, 2, 1), "iw", "iw"),  # RegNetX-3.2GF
+    ((2, 64, 28, 7, 2, 1), "i", "iw"),
+    ((2, 64, 28, 11, 2, 1), "", "w"),
+    ((2, 64, 28, 1, 2, 1), "", "w"),
+    ((2, 64, 28, 3, 1, 2), "fiw", "w"),
+    ((2, 64, 14, 3, 1, 6), "w", "w"),
+    ((3, 16, 14, 3, 1, 1), "w", "fiw"),
+    ((3, 16, 13, 3, 2, 1), "w", "w"),
+    ((2, 65, 14, 3, 1, 1), "", ""),
+]
+
+
+@pytest.mark.parametrize(("numbers", "contiguous", "channels_last"), GROUPS_OF_16_TO_64)
+def test_groups_of_16_to_64(numbers: tuple[int, ...], contiguous: str, channels_last: str) -> None:
+    """Ours where PyTorch's pass is slow: benchmarks/ladder, "PyTorch's cliffs"."""
+    n, channels, size, k, stride, dilation = numbers
+    for layout, ours in (("contiguous", contiguous), ("channels_last", channels_last)):
+        for output, letter in zip(OUTPUTS, "fiw", strict=True):
+            answer = wide(n, output, channels, size, layout, groups=2, k=k, stride=stride, dilation=dilation)
+            assert answer.split(" + ")[-1] == ("direct/avx2" if letter in ours else ATEN), (layout, output)
+
+
+def test_outputs_of_padding_alone_are_not_pytorchs() -> None:
+    """Its library dies of some."""
+    sizes = (2, 64, 14, 1), (16, 64, 4, 1)
+    for output in OUTPUTS:
+        answer = which_kernel("group_conv2d", *map(lambda s: meta(*s), sizes), padding=(1, 2), stride=3, output=output)
+        assert answer == "direct/avx2"
+        assert which_kernel("group_conv2d", *map(lambda s: meta(*s), sizes), padding=(1, 2), output=output) == ATEN
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -28,8 +28,9 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     Only layers of exactly torch's types (`torch.nn.Conv1d`, `Conv2d`, `Conv3d`) change: subclassed, parametrized and
     lazy ones are left alone. Parameters, state_dict, hooks and results (up to rounding) stay. Convert after casting the
     model to the dtype that it will run in: in bfloat16 and float16 every convolution has a kernel; in float64
-    the grouped ones; in float32 groups of up to 15 channels (depthwise or more) and pointwise layers with at most 64
-    inputs or 6 times as many outputs.
+    the grouped ones; in float32 groups of up to 64 channels (depthwise or more), pointwise layers with at most 64
+    inputs or 6 times as many outputs, and dilated or 3-D dense layers of 16 to 256 channels; of some of these a part of
+    the passes.
 
     In a `Sequential` (exactly that), a depthwise layer without bias and a pointwise one right behind it, both with a
     kernel and without hooks, become a separable layer and an identity. The keys of the state_dict stay; names of

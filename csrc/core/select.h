@@ -20,13 +20,14 @@
 //     of 16 to 64 h           scalar, AVX2      as pass and layout   direct       as dense
 //   few channels, one tap f   scalar, AVX2      direct               PyTorch      direct
 //   dense                     scalar, AVX2      PyTorch              PyTorch      direct
-//     dilated, or in 3-D i    scalar, AVX2      as pass and layout   PyTorch      direct
+//     16 to 256 channels,
+//     dilated or in 3-D i     scalar, AVX2      as pass and layout   PyTorch      direct
 //                             AVX-512           PyTorch              PyTorch      PyTorch, float16 direct
 //
 //   a has_pytorch_kernel  b is_nearly_dense  c has_small_groups  d has_narrow_groups  e has_long_kernels
 //   f is_narrow_pointwise; in float32 PyTorch for fewer than 32 positions  g has_strided_groups
 //   h has_medium_groups, is_slow_of_medium_groups  i may_be_slow_dense, is_slow_dense
-//   In float64, wider groups of 128 inputs and more are PyTorch's. Strides over 1000 are never PyTorch's.
+//   In float64, wider groups of 128 inputs and more are PyTorch's. What is_deadly_in_pytorch never is.
 namespace torch_ext {
 
 // kAvx512: the AVX2 kernels, on a CPU where PyTorch's own have AVX-512.
@@ -83,6 +84,7 @@ bool is_narrow_pointwise(const ConvGeometry<Int>& g) {
   return g.in_channels <= 64 || g.out_channels >= g.in_channels * 6;
 }
 
+// A dilation that is not known may be one.
 template <class Int>
 bool is_dilated(const ConvGeometry<Int>& g) {
   for (int axis = 0; axis < 3; ++axis)
@@ -104,12 +106,14 @@ bool has_medium_groups(const ConvGeometry<Int>& g) {
 
 inline bool is_slow_of_medium_groups(const ConvGeometry<int64_t>& g, Pass pass, bool channels_last) {
   const bool strided = is_strided(g), dilated = is_dilated(g);
-  if (g.dims == 1) return true;
-  if (pass == Pass::kGradWeight) return channels_last || dilated || !strided || g.kernel[2] <= 3;
+  const int64_t columns = g.kernel[2],
+                channels = g.in_per_group() > g.out_per_group() ? g.in_per_group() : g.out_per_group();
+  if (g.dims == 1) return has_long_rows(g);
+  if (pass == Pass::kGradWeight) return channels_last || dilated || !strided || columns == 2 || columns == 3;
   if (g.dims == 3 && !has_long_rows(g)) return false;
-  if (pass == Pass::kGradInput && strided && g.kernel[2] > 1) return true;
-  if (channels_last) return g.in_per_group() <= 32 && g.out_per_group() <= 32;
-  return dilated && has_long_rows(g);
+  if (pass == Pass::kGradInput && strided && columns > 1 && columns <= 7) return true;
+  if (channels_last) return channels <= 16 || (channels <= 32 && columns <= 3);
+  return dilated && has_long_rows(g) && g.in[2] > 2 * g.dilation[2] * (columns - 1);
 }
 
 // Dense layers of 16 to 256 channels.
@@ -131,18 +135,36 @@ inline bool is_slow_dense(const ConvGeometry<int64_t>& g, Pass pass, bool channe
   return g.dims == 3 && is_small && (dilated || !strided || channels_last);
 }
 
-// oneDNN dies of some strides of 70000 and more, or does not come back; nobody has one on purpose.
+// Whether no output along an axis reads any of the image. Sizes that are not known are taken to be others.
 template <class Int>
-bool has_huge_stride(const ConvGeometry<Int>& g) {
+bool sees_only_padding(const ConvGeometry<Int>& g, int axis) {
+  const auto in = detail::known(g.in[axis]), out = detail::known(g.out[axis]), stride = detail::known(g.stride[axis]);
+  const auto kernel = detail::known(g.kernel[axis]), dilation = detail::known(g.dilation[axis]);
+  const auto before = detail::known(g.pad_before[axis]);
+  if (!in || !out || !stride || !kernel || !dilation || !before) return false;
+  constexpr int64_t kMostTaps = 1 << 16;  // nobody waits for longer kernels
+  for (int64_t tap = 0; tap < *kernel && tap < kMostTaps; ++tap) {
+    const int64_t first = tap * *dilation - *before;  // what the first output reads
+    const int64_t output = first >= 0 ? 0 : (-first + *stride - 1) / *stride;
+    if (output < *out && output * *stride + first < *in) return false;
+  }
+  return true;
+}
+
+// oneDNN dies, or does not come back, of some strides of 70000 and more, which nobody has on purpose, and of some calls
+// whose outputs along an axis read padding alone.
+template <class Int>
+bool is_deadly_in_pytorch(const ConvGeometry<Int>& g) {
   for (int axis = 0; axis < 3; ++axis)
-    if (detail::known(g.stride[axis]).value_or(1) > 1000) return true;
+    if (detail::known(g.stride[axis]).value_or(1) > 1000 || sees_only_padding(g, axis)) return true;
   return false;
 }
 
-// Whether PyTorch's kernel is the one for sure, as far as channels tell: in 16 bit that depends on the instruction set.
+// Whether PyTorch's kernel is the one for sure, as far as channels, kernel and dilation tell: in 16 bit that depends on
+// the instruction set.
 template <class Int>
 bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
-  if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g) || has_huge_stride(g)) return false;
+  if (is_depthwise(g) || has_narrow_groups(g) || has_long_kernels(g) || is_deadly_in_pytorch(g)) return false;
   // PyTorch calls a matrix product for each group, which pays where it is large.
   if (dtype == DType::kFloat64) return g.groups == 1 || g.in_per_group() >= 128;
   return dtype == DType::kFloat32 && !is_narrow_pointwise(g) && !has_medium_groups(g) && !may_be_slow_dense(g);
@@ -150,7 +172,7 @@ bool belongs_to_pytorch(const ConvGeometry<Int>& g, DType dtype) {
 
 inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa, Pass pass, bool channels_last) {
   const bool avx512 = isa == Isa::kAvx512;
-  if (has_huge_stride(g)) return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kDirect;
+  if (is_deadly_in_pytorch(g)) return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kDirect;
   if (is_depthwise(g)) {
     const bool nearly_dense = dtype == DType::kFloat32 && is_nearly_dense(g);
     return nearly_dense || (avx512 && has_pytorch_kernel(g, dtype, pass)) ? Kernel::kAten : Kernel::kDepthwise;
@@ -167,6 +189,12 @@ inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa
   // Columns are lanes: a matrix product of few of them is PyTorch's.
   const bool few_columns = g.in[0] * g.in[1] * g.in[2] < 32;
   return dtype == DType::kFloat32 && g.groups == 1 && few_columns ? Kernel::kAten : Kernel::kDirect;
+}
+
+// On CUDA: what PyTorch has no good kernel for. A function of channels alone.
+template <class Int>
+Kernel select_cuda_kernel(const ConvGeometry<Int>& g) {
+  return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kAten;
 }
 
 }  // namespace torch_ext

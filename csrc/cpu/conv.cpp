@@ -9,6 +9,7 @@
 #include "isa.h"
 #include "ops/aten.h"
 #include "ops/check.h"
+#include "ops/tensors.h"
 
 // conv and conv_backward on the CPU: check, allocate, choose a kernel, run it.
 namespace torch_ext::cpu {
@@ -16,7 +17,9 @@ namespace torch_ext::cpu {
 using at::IntArrayRef;
 using at::Tensor;
 using ops::Gradients;
+using ops::is_empty;
 using ops::Mask;
+using ops::move_into;
 
 DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -29,31 +32,6 @@ DType dtype_of(const Tensor& tensor) {
     default:
       return DType::kFloat16;
   }
-}
-
-bool is_empty(const Geometry& g) {
-  bool empty = g.batch == 0 || g.in_channels == 0 || g.out_channels == 0;
-  for (int axis = 0; axis < 3; ++axis) empty |= g.in[axis] == 0;
-  return empty;
-}
-
-void set_to_bias(Tensor& output, const std::optional<Tensor>& bias) {
-  if (!bias || !bias->defined()) {
-    output.zero_();
-    return;
-  }
-  std::vector<int64_t> per_channel(output.dim() - 1, 1);
-  per_channel[0] = -1;
-  output.copy_(bias->view(per_channel).expand_as(output));
-}
-
-void move_into(Tensor& result, const Tensor& computed) {
-  if (computed.strides() == result.strides()) {
-    result = computed;
-    return;
-  }
-  if (result.is_meta()) result = at::empty_strided(result.sizes(), result.strides(), computed.options());
-  result.copy_(computed);
 }
 
 namespace {
@@ -71,7 +49,7 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
   const bool channels_last = ops::wants_channels_last(input, weight);
   if (is_empty(g)) {
     Tensor output = ops::empty_output(input.options(), g, channels_last);
-    set_to_bias(output, bias);
+    ops::set_to_bias(output, bias);
     return output;
   }
   const Kernel kernel = select_kernel(g, dtype_of(input), isa(), Pass::kForward, channels_last);
@@ -158,10 +136,10 @@ bool has_kernel(const Tensor& weight, IntArrayRef dilation, int64_t groups) {
   if ((dtype != at::kFloat && dtype != at::kDouble) || weight.dim() < 3 || weight.dim() > 5 || groups < 1) return false;
   Geometry g{};
   g.groups = groups;
-  g.in_channels = weight.size(1) * groups;
+  if (!detail::multiply<int64_t>(weight.size(1), groups, &g.in_channels)) return false;
   g.out_channels = weight.size(0);
   g.dims = static_cast<int>(weight.dim()) - 2;
-  g.kernel = g.dilation = g.stride = {{1, 1, 1}};
+  g.in = g.out = g.kernel = g.dilation = g.stride = {{1, 1, 1}};
   for (int i = 0; i < g.dims; ++i) {
     g.kernel[3 - g.dims + i] = weight.size(2 + i);
     if (!dilation.empty()) g.dilation[3 - g.dims + i] = dilation[std::min<size_t>(i, dilation.size() - 1)];

@@ -15,10 +15,6 @@ ops::Gradients conv_backward(const at::Tensor& grad_output, const at::Tensor& in
                              ops::Mask mask);
 
 DType dtype_of(const at::Tensor& tensor);
-bool is_empty(const ConvGeometry<int64_t>& g);
-void set_to_bias(at::Tensor& output, const std::optional<at::Tensor>& bias);  // what nothing is added to
-// PyTorch's result in the strides that ours promises; most often it has them.
-void move_into(at::Tensor& result, const at::Tensor& computed);
 
 // What which_kernel takes and gives.
 Pass pass_of(const std::string& op, std::string_view output);

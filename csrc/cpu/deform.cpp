@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include "conv.h"
@@ -166,7 +165,7 @@ class Backward {
   bool wants_sampling() const { return grad_offset_.defined() || grad_mask_.defined(); }
 
   // `most` packed ones at a time.
-  void images(Range some, int64_t most, const RunWeights<T>& sums) {
+  void images(Range some, int64_t most, RunWeights<T>& sums) {
     std::optional<PackedImages<T>> packed_grad;
     if (grad_input_.defined() && !grad_pixel_) packed_grad.emplace(grad_input_, g_.conv.in, g_.conv.in_channels);
     const bool are_read = grad_weight_.defined() || wants_sampling();
@@ -184,7 +183,7 @@ class Backward {
   }
 
   template <class S>
-  void image(int64_t n, const S* image, int64_t pixel, A* grad_image, int64_t grad_pixel, const RunWeights<T>& sums) {
+  void image(int64_t n, const S* image, int64_t pixel, A* grad_image, int64_t grad_pixel, RunWeights<T>& sums) {
     const int64_t outputs = g_.conv.out_channels, run_count = std::ssize(runs_), corners = int64_t{1} << g_.conv.dims;
     // What threads share of a sample, and what each has of it.
     const int64_t bytes = sample_bytes(g_.conv.dims, sizeof(A)), element = sizeof(A);

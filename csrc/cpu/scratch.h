@@ -29,7 +29,7 @@ class Scratch {
     return scratch;
   }
 
-  // For the call that a thread makes, whose items may run on the same thread: its packed weight, the largest so far.
+  // For the call that a thread makes, whose items may run on the same thread: what they share, the largest so far.
   static Scratch& of_this_call() {
     static thread_local Scratch scratch;
     return scratch;

@@ -6,11 +6,12 @@
 #include <algorithm>
 
 namespace torch_ext::ops {
-namespace {
 
 bool is_served(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf;
 }
+
+namespace {
 
 void check_tensor(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.defined(), op, ": expected ", name, " to be a tensor, but got an undefined one");
@@ -18,9 +19,13 @@ void check_tensor(const char* op, const char* name, const at::Tensor& tensor) {
               tensor.layout());
 }
 
-void check_same(const char* op, const at::Tensor& input, const char* name, const at::Tensor& tensor) {
+void check_device(const char* op, const at::Tensor& input, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(input.device() == tensor.device(), op, ": input device (", input.device(), ") and ", name, " device (",
               tensor.device(), ") should be the same");
+}
+
+void check_same(const char* op, const at::Tensor& input, const char* name, const at::Tensor& tensor) {
+  check_device(op, input, name, tensor);
   TORCH_CHECK(input.scalar_type() == tensor.scalar_type(), op, ": input type (", input.scalar_type(), ") and ", name,
               " type (", tensor.scalar_type(), ") should be the same");
 }
@@ -175,11 +180,15 @@ DeformGeometry<Int> check_deform(const char* op, const at::Tensor& input, const 
                                  const std::optional<at::Tensor>& bias, c10::ArrayRef<Int> stride,
                                  c10::ArrayRef<Int> padding, c10::ArrayRef<Int> dilation) {
   const bool has_mask = mask && mask->defined(), has_bias = bias && bias->defined();
+  const auto check = [&](const char* name, const at::Tensor& tensor) {
+    check_tensor(op, name, tensor);
+    check_device(op, input, name, tensor);
+  };
   check_tensor(op, "input", input);
-  check_tensor(op, "offset", offset);
-  check_tensor(op, "weight", weight);
-  if (has_mask) check_tensor(op, "mask", *mask);
-  if (has_bias) check_tensor(op, "bias", *bias);
+  check("offset", offset);
+  check("weight", weight);
+  if (has_mask) check("mask", *mask);
+  if (has_bias) check("bias", *bias);
   ConvArguments<Int> arguments{op,           sizes<Int>(input), sizes<Int>(weight), {},
                                span(stride), span(padding),     span(dilation),     Int(1)};
   if (has_bias) arguments.bias = sizes<Int>(*bias);
@@ -187,7 +196,7 @@ DeformGeometry<Int> check_deform(const char* op, const at::Tensor& input, const 
   const auto mask_sizes = has_mask ? std::optional(sizes<Int>(*mask)) : std::nullopt;
   const std::string error = make_deform_geometry<Int>(arguments, sizes<Int>(offset), mask_sizes, &geometry);
   TORCH_CHECK(error.empty(), error);
-  // Types after sizes, as in torchvision.
+  // Dtypes after sizes, as in torchvision, whose tests ask for it.
   check_tensors(op, input, weight, bias);
   check_sampling(op, input, "offset", offset);
   if (has_mask) check_sampling(op, input, "mask", *mask);

@@ -9,6 +9,9 @@
 // The checks of every op, on any device and on symbolic sizes: tensors first, then the geometry.
 namespace torch_ext::ops {
 
+// float32, float64, bfloat16 and float16.
+bool is_served(at::ScalarType type);
+
 // Throws unless all tensors that are given are defined, strided, on one device and of one served dtype.
 void check_tensors(const char* op, const at::Tensor& input, const at::Tensor& weight,
                    const std::optional<at::Tensor>& bias = {});

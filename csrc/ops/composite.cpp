@@ -57,7 +57,7 @@ Call normalise_cast(const char* family, int dims, const at::Tensor& input, const
 // decides; it also takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised,
 // or refuses (empty axes).
 bool goes_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
-  if (input.is_cuda()) return !is_depthwise(g);
+  if (input.is_cuda()) return select_cuda_kernel(g) == Kernel::kAten;
   const auto dtype = input.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble) return false;
   if (!belongs_to_pytorch(g, dtype == at::kFloat ? DType::kFloat32 : DType::kFloat64)) return false;
