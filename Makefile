@@ -1,5 +1,6 @@
 # make demo   set up .venv, build, run the demonstration
 # make test   the same set-up, then every test; parts alone: make lint | native | consumer | pytest
+# make cuda   build the extension with CUDA kernels, where nvcc is; CUDA_ARCHS="9.0" for some GPUs only
 # make slow   the slow tests, and the tests on the oldest and newest torch that are supported
 # make format | clean
 #
@@ -11,6 +12,7 @@ OTHER_TORCHES := 2.11.0 2.15.0
 VENV := .venv
 STAMPS := $(VENV)/.stamps
 PIP := $(VENV)/bin/python -m pip --quiet
+CUDA_ARCHS ?= 8.0 9.0 12.0
 NATIVE := build/native
 PREFIX := build/prefix
 JOBS ?= $(shell nproc)
@@ -22,7 +24,7 @@ CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -
 BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow format clean lint native consumer pytest install
+.PHONY: demo test slow format clean lint native consumer pytest install cuda
 
 demo: install
 	python -m torch_ext.demo
@@ -59,6 +61,17 @@ $(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STA
 # A C++ program on the copy in build/prefix; `make pytest` builds it once more, on the copy in the Python package.
 consumer: native install
 	TORCH_EXT_PREFIX=$(CURDIR)/$(PREFIX) pytest tests/test_consumer.py
+
+# A wheel in build/cuda, whose kernels may not spill; its copy in build/cuda/site loads, also where there is no GPU.
+cuda: $(STAMPS)/torch
+	@if ! command -v nvcc >/dev/null; then echo "make cuda: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e; \
+	rm -rf build/cuda && mkdir -p build/cuda; \
+	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" python -m pip wheel --verbose --no-deps --no-build-isolation \
+	  -w build/cuda . > build/cuda/log 2>&1 || { tail -100 build/cuda/log; exit 1; }; \
+	python tests/cpp/cuda/ptxas.py build/cuda/log; \
+	python -m pip --quiet install --no-deps --target build/cuda/site build/cuda/*.whl; \
+	cd build/cuda/site && python -m torch_ext info | tee ../info && grep --quiet "CUDA: *yes" ../info; \
+	echo "make cuda: PASSED ($(CUDA_ARCHS))"
 
 slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
 	pytest -m slow

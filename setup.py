@@ -13,11 +13,21 @@ from pathlib import Path
 import torch
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
-from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, include_paths, library_paths
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'"(.+)"', (ROOT / "torch_ext/_version.py").read_text())[1]
 TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
+
+# For the GPU that is there, or for TORCH_CUDA_ARCH_LIST where FORCE_CUDA=1 asks for it.
+WITH_CUDA = os.environ.get("FORCE_CUDA") == "1" or (torch.cuda.is_available() and CUDA_HOME is not None)
+if WITH_CUDA and CUDA_HOME is None:
+    sys.exit("torch_ext: FORCE_CUDA=1 needs the CUDA toolkit: nvcc on PATH, or CUDA_HOME")
+
+if WITH_CUDA:
+    # The toolkit's headers by way of the environment: what is compiled for the CPU has one command for both builds, and
+    # so is not compiled again.
+    os.environ["CPATH"] = os.pathsep.join([f"{CUDA_HOME}/include", *filter(None, [os.environ.get("CPATH")])])
 
 # This environment's ninja, activated or not: another version would not trust the log and compile everything again.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -50,19 +60,30 @@ class AnyPython(bdist_wheel):
         return ("py3", "none", super().get_tag()[2])
 
 
+def sources() -> list[str]:
+    """All of csrc, but for what only the other kind of build has."""
+    found = [path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".cu")]
+    only_cuda = {path for path in found if path.is_relative_to("csrc/cuda")}
+    left_out = {Path("csrc/ops/cuda_missing.cpp")} if WITH_CUDA else only_cuda
+    return sorted(str(path) for path in found if path not in left_out)
+
+
 library = Extension(
     "torch_ext.lib.libtorch_ext",
-    sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")),
+    sources=sources(),
     include_dirs=[str(ROOT / "csrc")],
     define_macros=[("TORCH_EXT_VERSION", f'"{VERSION}"')],
-    extra_compile_args=[
-        *("-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"),
-        *("-Wall", "-Wextra"),
-        *(f"-isystem{path}" for path in include_paths()),
-    ],
+    extra_compile_args={
+        "cxx": [
+            *("-std=c++20", "-O3", "-g0", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"),
+            *("-Wall", "-Wextra"),
+            *(f"-isystem{path}" for path in include_paths()),
+        ],
+        "nvcc": ["-std=c++20", "-O3", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra"],
+    },
     # OpenMP is compiled in but not linked: the symbols come from the copy that libtorch_cpu itself uses.
-    libraries=["c10", "torch_cpu"],
-    library_dirs=library_paths(),
+    libraries=["c10", "torch_cpu", *(["c10_cuda", "cudart"] if WITH_CUDA else [])],
+    library_dirs=library_paths("cuda" if WITH_CUDA else "cpu"),
     runtime_library_dirs=["$ORIGIN/../../torch/lib"],
     language="c++",
     py_limited_api=True,

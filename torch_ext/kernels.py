@@ -75,7 +75,7 @@ def _conv(op: str, call: dict[str, Any], output: str) -> str:
 
 def _autocast(tensor: Tensor | None) -> Tensor | None:
     """A tensor like the one that is computed with where autocast is on."""
-    if tensor is None or tensor.dtype == torch.float64 or not torch.is_autocast_enabled("cpu"):
+    if tensor is None or tensor.dtype == torch.float64 or tensor.is_cuda or not torch.is_autocast_enabled("cpu"):
         return tensor
     return torch.empty_like(tensor, dtype=torch.get_autocast_dtype("cpu"), device="meta")
 
@@ -90,6 +90,8 @@ def _separable(op: str, call: dict[str, Any], output: str) -> str:
 
 def _deform(op: str, call: dict[str, Any], output: str) -> str:
     _result(op, call)  # which checks the call
+    if call["input"].is_cuda:
+        return "deform/cuda"
     return "deform/scalar" if torch.ops.torch_ext._isa() == "scalar" else "deform/avx2"
 
 

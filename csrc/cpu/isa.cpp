@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "ops/cuda.h"
+
 namespace torch_ext::cpu {
 namespace {
 
@@ -64,8 +66,8 @@ namespace {
 std::string build_info() {
   std::string isas;
   for (const Isa isa : supported()) isas += (isas.empty() ? "\"" : ", \"") + std::string(name(isa)) + "\"";
-  return std::string("{\"version\": \"" TORCH_EXT_VERSION "\", \"torch\": \"" TORCH_VERSION
-                     "\", \"cuda\": null, \"compiler\": \"" __VERSION__ "\", \"openmp\": ") +
+  return "{\"version\": \"" TORCH_EXT_VERSION "\", \"torch\": \"" TORCH_VERSION "\", \"cuda\": " + ops::cuda_version() +
+         ", \"compiler\": \"" __VERSION__ "\", \"openmp\": " +
 #ifdef _OPENMP
          std::to_string(_OPENMP) +
 #else

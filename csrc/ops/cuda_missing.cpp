@@ -1,14 +1,20 @@
 #include <torch/library.h>
 
 #include "call.h"
+#include "cuda.h"
 
 // Only in builds without CUDA: tells what to do instead of "no kernel found".
 namespace torch_ext::ops {
+
+std::string cuda_version() { return "null"; }
+
 namespace {
 
 [[noreturn]] void refuse(const char* op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op,
-                              ": this build of torch_ext has no CUDA kernels; expected CPU tensors, but got CUDA ones");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, op,
+      ": this build of torch_ext has no CUDA kernels; expected CPU tensors, but got CUDA ones. To build it "
+      "with them, in the source tree, with nvcc on PATH: FORCE_CUDA=1 pip install --no-build-isolation .");
   std::abort();
 }
 
@@ -46,7 +52,10 @@ DeformGradients deform_conv_backward_cuda(const at::Tensor&, const at::Tensor&, 
   refuse("torch_ext::deform_conv_backward");
 }
 
+bool has_kernel_cuda(const at::Tensor&, c10::SymIntArrayRef, c10::SymInt) { return false; }
+
 TORCH_LIBRARY_IMPL(torch_ext, CUDA, m) {
+  m.impl("_has_kernel", has_kernel_cuda);
   m.impl("conv", conv_cuda);
   m.impl("conv_backward", conv_backward_cuda);
   m.impl("separable_conv", separable_conv_cuda);

@@ -1,0 +1,40 @@
+#include "kernels/depthwise.cuh"
+
+#include "kernels.h"
+#include "launch.cuh"
+
+namespace torch_ext::cuda {
+
+template <class T>
+void DepthwiseKernels<T>::forward(const Queue& queue, const ConvGeometry<int64_t>& g, const View<const T>& input,
+                                  const View<const T>& weight, const T* bias, const View<T>& output) {
+  depthwise_forward(g, input, weight, bias, output, queue.multiprocessors, Launch{queue.stream});
+}
+
+template <class T>
+void DepthwiseKernels<T>::grad_input(const Queue& queue, const ConvGeometry<int64_t>& g,
+                                     const View<const T>& grad_output, const View<const T>& weight,
+                                     const View<T>& grad_input) {
+  depthwise_grad_input(g, grad_output, weight, grad_input, queue.multiprocessors, Launch{queue.stream});
+}
+
+template <class T>
+size_t DepthwiseKernels<T>::workspace_bytes(const Queue& queue, const ConvGeometry<int64_t>& g,
+                                            const View<const T>& grad_output, const View<const T>& input) {
+  return DepthwiseGradWeight<T>(g, grad_output, input, queue.multiprocessors).workspace_bytes();
+}
+
+template <class T>
+void DepthwiseKernels<T>::grad_weight(const Queue& queue, const ConvGeometry<int64_t>& g,
+                                      const View<const T>& grad_output, const View<const T>& input, void* workspace,
+                                      const View<T>& grad_weight) {
+  const DepthwiseGradWeight<T> plan(g, grad_output, input, queue.multiprocessors);
+  plan.run(workspace, grad_weight, Launch{queue.stream});
+}
+
+template struct DepthwiseKernels<float>;
+template struct DepthwiseKernels<double>;
+template struct DepthwiseKernels<BFloat16>;
+template struct DepthwiseKernels<Half>;
+
+}  // namespace torch_ext::cuda
