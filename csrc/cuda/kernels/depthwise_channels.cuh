@@ -127,20 +127,24 @@ SIMT_DEVICE void add_channels(const ChannelsParams<T>& p, const Triple<int>& tar
     for (int tap = 0; tap < count; tap += kMostTaps) {
       const int position = first + tap * columns.parts;
       with_constant<kMostTaps>(simt::min(count - tap, kMostTaps), [&](auto taps) {
-        for (int d = 0; d < depth.count; ++d)
-          for (int h = 0; h < rows.count; ++h) {
-            const int sd = depth.source + d * depth.source_step, sh = rows.source + h * rows.source_step;
-            const bool inside = active && static_cast<unsigned>(sd) < static_cast<unsigned>(p.axes[0].source) &&
-                                static_cast<unsigned>(sh) < static_cast<unsigned>(p.axes[1].source);
-            const T* row = source + sd * p.source.spatial[0] + sh * p.source.spatial[1];
-            const int of_kernel =
-                ((depth.tap + d * depth.tap_step) * p.axes[1].kernel + rows.tap + h * rows.tap_step) * columns.kernel +
-                first_tap(columns, list) + tap * tap_step(columns);
-            add_taps<decltype(taps)::kValue, V, kRun, T>(sums, row + position * p.source.spatial[2],
-                                                         columns.parts * p.source.spatial[2], position, columns.parts,
-                                                         inside ? columns.source : 0, weights + of_kernel * width,
+        for (int d = 0; d < depth.count; ++d) {
+          const int sd = depth.source + d * depth.source_step;
+          const bool in_depth = active && static_cast<unsigned>(sd) < static_cast<unsigned>(p.axes[0].source);
+          const int first_row = (depth.tap + d * depth.tap_step) * p.axes[1].kernel + rows.tap;
+          const Acc<T>* weight =
+              weights + (first_row * columns.kernel + first_tap(columns, list) + tap * tap_step(columns)) * width;
+          const T* row =
+              source + sd * p.source.spatial[0] + rows.source * p.source.spatial[1] + position * p.source.spatial[2];
+          for (int sh = rows.source, end_row = sh + rows.count * rows.source_step; sh != end_row;) {
+            const bool inside = in_depth && static_cast<unsigned>(sh) < static_cast<unsigned>(p.axes[1].source);
+            add_taps<decltype(taps)::kValue, V, kRun, T>(sums, row, columns.parts * p.source.spatial[2], position,
+                                                         columns.parts, inside ? columns.source : 0, weight,
                                                          tap_step(columns) * width, p.lanes);
+            sh += rows.source_step;
+            row += rows.source_step * p.source.spatial[1];
+            weight += rows.tap_step * columns.kernel * width;
           }
+        }
       });
     }
   }

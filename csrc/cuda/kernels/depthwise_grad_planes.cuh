@@ -92,7 +92,7 @@ SIMT_DEVICE void add_products(A (&sums)[kMostPlaneTaps], const A* grad_output, i
 }
 
 template <class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 3) depthwise_grad_planes_kernel(GradPlanesParams<T> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_grad_planes_kernel(GradPlanesParams<T> p) {
   using A = Acc<T>;
   const Tile& tile = p.tile;
   const Axis& columns = p.axes[2];

@@ -144,7 +144,7 @@ SIMT_DEVICE void add_plane(const PlanesParams<T>& p, const Triple<int>& target, 
 }
 
 template <class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 3) depthwise_planes_kernel(PlanesParams<T> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_planes_kernel(PlanesParams<T> p) {
   using A = Acc<T>;
   const Tile& tile = p.tile;
   const int64_t block = block_index();

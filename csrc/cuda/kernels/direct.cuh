@@ -66,7 +66,7 @@ SIMT_DEVICE int64_t direct_source(const ConvGeometry<int64_t>& g, bool transpose
 }
 
 template <class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kDirectThreads) direct_kernel(DirectParams<T> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kDirectThreads, 2) direct_kernel(DirectParams<T> p) {
   const ConvGeometry<int64_t>& g = p.geometry;
   int64_t rest = block_index() * kDirectThreads + threadIdx.x;
   if (rest >= direct_targets(p)) return;
