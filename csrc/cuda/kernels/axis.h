@@ -110,23 +110,35 @@ inline int64_t source_count(const Axis& a, int64_t targets) {
   return a.transposed ? (targets - 1 + reach) / a.stride + 1 : (targets - 1) * a.stride + reach + 1;
 }
 
-// Which channels meet. A group has one input or one output, or both; pair q is of the output channel q / inputs, of the
-// input channel q / outputs, and of the weight [q / inputs, q % inputs]. A target channel c sums over the pairs
-// c * terms to c * terms + terms - 1.
+// Which channels meet in groups of `inputs` and `outputs` channels. A target channel sums over `terms` sources. A pair
+// is an output channel and one of its inputs, and has weights of its own; pairs are numbered as the weight is, output
+// by output.
 struct Pairs {
-  int inputs, terms, per_source;
+  int inputs, outputs;
+  bool transposed;
 
   Pairs() = default;
-  Pairs(const ConvGeometry<int64_t>& g, bool transposed)
-      : inputs(static_cast<int>(g.in_per_group())),
-        terms(static_cast<int>(transposed ? g.out_per_group() : g.in_per_group())),
-        per_source(static_cast<int>(transposed ? g.in_per_group() : g.out_per_group())) {}
+  Pairs(const ConvGeometry<int64_t>& g, bool t)
+      : inputs(static_cast<int>(g.in_per_group())), outputs(static_cast<int>(g.out_per_group())), transposed(t) {}
 
-  SIMT_DEVICE int source(int pair) const { return pair / per_source; }
+  TORCH_EXT_HOST_DEVICE int terms() const { return transposed ? outputs : inputs; }
+  TORCH_EXT_HOST_DEVICE int per_source() const { return transposed ? inputs : outputs; }  // targets of a group
+
+  SIMT_DEVICE int source(int target, int term) const { return target / per_source() * terms() + term; }
   template <class T>
-  SIMT_DEVICE int64_t weight(const View<T>& w, int pair) const {
+  SIMT_DEVICE int64_t weight(const View<T>& w, int target, int term) const {
+    if (!transposed) return target * w.n + term * w.c;
+    return source(target, term) * w.n + target % inputs * w.c;
+  }
+
+  SIMT_DEVICE int output_of(int pair) const { return pair / inputs; }
+  SIMT_DEVICE int input_of(int pair) const { return pair / inputs / outputs * inputs + pair % inputs; }
+  template <class T>
+  SIMT_DEVICE int64_t weight_of(const View<T>& w, int pair) const {
     return pair / inputs * w.n + pair % inputs * w.c;
   }
 };
+
+inline int64_t pair_count(const ConvGeometry<int64_t>& g) { return g.out_channels * g.in_per_group(); }
 
 }  // namespace torch_ext::cuda

@@ -34,7 +34,7 @@ struct ChannelsParams {
 
 template <class T>
 size_t channels_bytes(const ChannelsParams<T>& p) {
-  return int64_t{p.lanes} * p.vector * (p.taps() * p.pairs.terms + 1) * sizeof(Acc<T>);
+  return int64_t{p.lanes} * p.vector * (p.taps() * p.pairs.terms() + 1) * sizeof(Acc<T>);
 }
 
 // Targets of a thread: fewer of wide vectors, for the registers.
@@ -50,9 +50,10 @@ bool make_channels(const ConvGeometry<int64_t>& g, bool transposed, const View<c
   p = {source, weight, bias, target, {}, Pairs(g, transposed), 0, 1, 0, 0, 0, 0, 0, 0, 0};
   if (source.c != 1 || target.c != 1 || !make_axes(g, transposed, &p.axes)) return false;
   const int64_t channels = transposed ? g.in_channels : g.out_channels;
-  if (channels > 1 << 28 || g.kernel[0] * g.kernel[1] * g.kernel[2] * p.pairs.terms > kMostChannelBytes) return false;
+  if (channels > 1 << 28 || g.kernel[0] * g.kernel[1] * g.kernel[2] * p.pairs.terms() > kMostChannelBytes) return false;
   p.channels = static_cast<int>(channels);
-  if (g.in_channels == g.out_channels && has_whole_vectors(source, channels) && has_whole_vectors(target, channels))
+  if (g.in_per_group() * g.out_per_group() == 1 && has_whole_vectors(source, channels) &&
+      has_whole_vectors(target, channels))
     p.vector = 16 / sizeof(T);
   p.lanes = choose_lanes<T>(p.channels, p.vector);
   while (channels_bytes(p) > kMostChannelBytes && p.lanes * p.vector * sizeof(T) > 32) p.lanes /= 2;
@@ -157,11 +158,11 @@ SIMT_DEVICE void load_channel_weights(const ChannelsParams<T>& p, int channel, A
   const int channels = simt::min(width, p.channels - channel);
   for (int i = threadIdx.x; i < channels; i += blockDim.x)
     bias[channel_slot<V, Acc<T>>(i, p.lanes)] = p.bias ? simt::widen(simt::ld(p.bias + channel + i)) : Acc<T>(0);
-  for (int i = threadIdx.x; i < channels * p.pairs.terms * taps; i += blockDim.x) {
+  for (int i = threadIdx.x; i < channels * p.pairs.terms() * taps; i += blockDim.x) {
     const int pair = i / taps, tap = i - pair * taps, row = tap / kw;
-    const int64_t offset = p.pairs.weight(p.weight, channel * p.pairs.terms + pair) + row / kh * p.weight.spatial[0] +
+    const int of_block = pair / p.pairs.terms(), term = pair - of_block * p.pairs.terms();
+    const int64_t offset = p.pairs.weight(p.weight, channel + of_block, term) + row / kh * p.weight.spatial[0] +
                            row % kh * p.weight.spatial[1] + (tap - row * kw) * p.weight.spatial[2];
-    const int of_block = pair / p.pairs.terms, term = pair - of_block * p.pairs.terms;
     weights[(term * taps + tap) * width + channel_slot<V, Acc<T>>(of_block, p.lanes)] =
         simt::widen(simt::ld(p.weight.data + offset));
   }
@@ -194,8 +195,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) depthwise_channels_kerne
     simt::Vector<A, V> sums[kRun];
     SIMT_UNROLL
     for (int r = 0; r < kRun; ++r) sums[r] = read_channels<V>(bias + channel_slot<V, A>(lane * V, p.lanes), p.lanes);
-    for (int term = 0; term < p.pairs.terms; ++term) {
-      const T* source = p.source.at(n, 0) + (V > 1 ? channel : p.pairs.source(channel * p.pairs.terms + term));
+    for (int term = 0; term < p.pairs.terms(); ++term) {
+      const T* source = p.source.at(n, 0) + (V > 1 ? channel : p.pairs.source(channel, term));
       add_channels<V>(p, target, active, source,
                       weights + term * p.taps() * p.lanes * V + channel_slot<V, A>(lane * V, p.lanes), sums);
     }

@@ -41,11 +41,12 @@ bool make_grad_channels(const ConvGeometry<int64_t>& g, const View<const T>& gra
                         int multiprocessors, GradChannelsParams<T>* params) {
   GradChannelsParams<T>& p = *params;
   p = {grad_output, input, nullptr, {}, Pairs(g, false), 0, 1, 0, 0, 0, 0, {}, 0, 0, 0, 0, 0};
-  const int64_t pairs = simt::max(g.in_channels, g.out_channels);
+  const int64_t pairs = pair_count(g);
   if (grad_output.c != 1 || input.c != 1 || !make_axes(g, false, &p.axes)) return false;
   if (pairs * g.kernel[0] * g.kernel[1] * g.kernel[2] > 1 << 28) return false;
   p.channels = static_cast<int>(pairs);
-  if (g.in_channels == g.out_channels && has_whole_vectors(input, pairs) && has_whole_vectors(grad_output, pairs))
+  if (g.in_per_group() * g.out_per_group() == 1 && has_whole_vectors(input, pairs) &&
+      has_whole_vectors(grad_output, pairs))
     p.vector = 16 / sizeof(T);
   p.lanes = choose_lanes<T>(p.channels, p.vector);
   p.channel_blocks = static_cast<int>(simt::ceil_div(p.channels, p.lanes * p.vector));
@@ -126,8 +127,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kGradChannelThreads, 2) depthwise_grad_chann
   const int64_t row_begin = p.rows * split / p.splits;
   const int row_items = p.classes * p.runs, height = p.axes[1].target;
   const int items = static_cast<int>(p.rows * (split + 1) / p.splits - row_begin) * row_items;
-  const T* grad_output = p.grad_output.data + (V > 1 ? pair : pair / p.pairs.inputs);
-  const T* input = p.input.data + (V > 1 ? pair : p.pairs.source(pair));
+  const T* grad_output = p.grad_output.data + (V > 1 ? pair : p.pairs.output_of(pair));
+  const T* input = p.input.data + (V > 1 ? pair : p.pairs.input_of(pair));
 
   simt::Vector<A, V> sums[kMost] = {};
   for (int item = slice; item < items; item += p.slices) {

@@ -46,7 +46,7 @@ bool make_grad_planes(const ConvGeometry<int64_t>& g, const View<const T>& grad_
                       int multiprocessors, GradPlanesParams<T>* params) {
   GradPlanesParams<T>& p = *params;
   p = {grad_output, input, nullptr, {}, Pairs(g, false), 0, 0, {}, {}, {}, {}, {}, 0, 0, 0, 0, 0};
-  const int64_t pairs = simt::max(g.in_channels, g.out_channels);
+  const int64_t pairs = pair_count(g);
   if (!make_axes(g, false, &p.axes) || pairs * g.kernel[0] * g.kernel[1] * g.kernel[2] > 1 << 28) return false;
   if (g.batch > 1 << 28) return false;
   p.channels = static_cast<int>(pairs);
@@ -125,12 +125,13 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_grad
     __syncthreads();
     const Triple<int> in{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
     const Triple<int> out{{p.axes[0].target, p.axes[1].target, p.axes[2].target}};
-    load_dealt(p.input_box, tile, columns.parts,
-               Region<const T>{
-                   p.input.at(image, p.pairs.source(pair)), p.input.n, p.input.spatial, origin, in, planes, {0, 1, 1}},
-               inputs);
+    load_dealt(
+        p.input_box, tile, columns.parts,
+        Region<const T>{
+            p.input.at(image, p.pairs.input_of(pair)), p.input.n, p.input.spatial, origin, in, planes, {0, 1, 1}},
+        inputs);
     load_box(p.grad_box, tile.planes,
-             Region<const T>{p.grad_output.at(image, pair / p.pairs.inputs),
+             Region<const T>{p.grad_output.at(image, p.pairs.output_of(pair)),
                              p.grad_output.n,
                              p.grad_output.spatial,
                              first,

@@ -99,9 +99,8 @@ SIMT_DEVICE void load_weights(const PlanesParams<T>& p, int channel, int term, A
   const int planes = simt::min(p.tile.planes, p.channels - channel);
   for (int i = threadIdx.x; i < planes * taps; i += blockDim.x) {
     const int plane = i / taps, tap = i - plane * taps, row = tap / columns.kernel, k = tap - row * columns.kernel;
-    const int64_t offset = p.pairs.weight(p.weight, (channel + plane) * p.pairs.terms + term) +
-                           row / rows * p.weight.spatial[0] + row % rows * p.weight.spatial[1] +
-                           k * p.weight.spatial[2];
+    const int64_t offset = p.pairs.weight(p.weight, channel + plane, term) + row / rows * p.weight.spatial[0] +
+                           row % rows * p.weight.spatial[1] + k * p.weight.spatial[2];
     const int list = k % columns.lists, along = k / columns.lists;
     const int in_list = columns.transposed ? taps_in_list(columns, list) - 1 - along : along;
     weights[plane * p.weight_size() + (row * columns.lists + list) * list_pitch + in_list] =
@@ -178,9 +177,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_plan
   const A bias = p.bias ? simt::widen(simt::ld(p.bias + channel + plane, in_plane)) : A(0);
   SIMT_UNROLL
   for (int r = 0; r < kRun; ++r) sums[r] = bias;
-  for (int term = 0; term < p.pairs.terms; ++term) {
+  for (int term = 0; term < p.pairs.terms(); ++term) {
     if (term > 0) __syncthreads();
-    const int pair = channel * p.pairs.terms + term;
     load_weights(p, channel, term, weights);
     const Triple<int> sizes{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
     load_dealt(p.source_box, tile, p.axes[2].parts,
@@ -190,7 +188,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_plan
                                origin,
                                sizes,
                                planes,
-                               {pair, p.pairs.terms, p.pairs.per_source}},
+                               {channel * p.pairs.terms() + term, p.pairs.terms(), p.pairs.per_source()}},
                sources);
     __syncthreads();
     if (in_plane)

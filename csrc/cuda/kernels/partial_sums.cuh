@@ -64,7 +64,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(256) sum_kernel(SumParams<T> p) {
   if (row > 0 || i >= p.count) return;
   for (int other = 1; other < 8; ++other) sum += sums[other * 32 + column];
   const int pair = i / p.taps, tap = i - pair * p.taps, of_row = tap / p.width;
-  simt::st(p.grad_weight.data + p.pairs.weight(p.grad_weight, pair) + of_row / p.height * p.grad_weight.spatial[0] +
+  simt::st(p.grad_weight.data + p.pairs.weight_of(p.grad_weight, pair) + of_row / p.height * p.grad_weight.spatial[0] +
                of_row % p.height * p.grad_weight.spatial[1] + tap % p.width * p.grad_weight.spatial[2],
            simt::narrow<T>(sum));
 }

@@ -1,0 +1,106 @@
+#include "cuda/kernels/grouped.cuh"
+#include "depthwise_case.h"
+
+namespace torch_ext::test {
+namespace {
+
+template <class T>
+void check_grouped(const ConvCase& c) {
+  SCOPED_TRACE(c.text());
+  ConvProblem<T> p(c);
+  cuda::grouped_forward<T>(p.g, p.device_input.input(), p.device_weight.input(), p.device_bias, p.output.view(),
+                           p.multiprocessors, p.launch());
+  p.output.expect(p.gpu, p.expected_output(), "output");
+  cuda::grouped_grad_input<T>(p.g, p.device_grad_output.input(), p.device_weight.input(), p.grad_input.view(),
+                              p.multiprocessors, p.launch());
+  p.grad_input.expect(p.gpu, p.expected_grad_input(), "grad_input");
+  run_grad_weight(&p, p.launch());
+  p.grad_weight.expect(p.gpu, p.expected_grad_weight(), "grad_weight");
+}
+
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layout::kSliced,
+                               Layout::kShifted,    Layout::kBatchLast,    Layout::kShiftedChannelsLast};
+
+class GroupedCuda : public CudaTest {
+ protected:
+  // Layouts and types in turns; under sanitizers, which take long, only some run.
+  void check(ConvCase c) {
+    const int i = count_++;
+    if ((simt::kThreadSanitizer && i % 9 != 0) || (simt::kAddressSanitizer && i % 3 != 0)) return;
+    c.input_layout = i % 3 < 2 ? kLayouts[i % 3] : kLayouts[i / 3 % 6];
+    c.output_layout = i % 3 < 2 ? kLayouts[i % 3] : kLayouts[(i / 3 + i / 18) % 6];
+    switch ((i + i / 4) % 4) {
+      case 0:
+        return check_grouped<float>(c);
+      case 1:
+        return check_grouped<Half>(c);
+      case 2:
+        return check_grouped<BFloat16>(c);
+      default:
+        return check_grouped<double>(c);
+    }
+  }
+
+ private:
+  int count_ = 0;
+};
+
+ConvCase grouped_case(int64_t groups, int64_t inputs, int64_t outputs, Sizes in, int64_t kernel) {
+  ConvCase c = square_case(groups, 1, kernel, kernel / 2);
+  c.in_channels = groups * inputs;
+  c.out_channels = groups * outputs;
+  c.in = std::move(in);
+  return c;
+}
+
+TEST_F(GroupedCuda, ChannelsAndWidths) {
+  int i = 0;
+  for (auto [inputs, outputs] : {std::pair{2, 2}, {4, 4}, {3, 5}, {8, 8}, {5, 1}, {15, 9}})
+    for (int64_t groups : {1, 3})
+      for (int64_t width : {1, 4, 9, 33}) {
+        ConvCase c = grouped_case(groups, inputs, outputs, {4, width}, 1 + i++ % 3 * 2);
+        c.bias = i % 2 == 0;
+        check(c);
+      }
+}
+
+TEST_F(GroupedCuda, KernelsStridesAndDilations) {
+  int i = 0;
+  for (int64_t kernel : {1, 2, 4, 7, 9})
+    for (int64_t stride : {1, 2, 3, 5})
+      for (int64_t dilation : {1, 2, 3}) {
+        ConvCase c = grouped_case(2, 2 + i % 3, 3 + i / 3 % 2, {5, 19}, kernel);
+        c.kernel[0] = 1 + i % 3;
+        c.stride = {1 + i % 2, stride};
+        c.dilation = {1 + i / 2 % 2, dilation};
+        c.padding = {i % 2 * 2, 1, dilation * (kernel - 1), i % 4};
+        c.batch = i % 3 + (i % 7 > 0);
+        ++i;
+        check(c);
+      }
+}
+
+TEST_F(GroupedCuda, OneAndThreeDimensions) {
+  for (int64_t channels : {2, 4}) {
+    for (int64_t width : {3, 50, 460})
+      check({2, channels * 3, channels * 6, 3, {width}, {4}, {1 + channels / 4}, {3, 0}, {1}});
+    for (int64_t width : {4, 11})
+      check({2, channels * 3, channels * 3, 3, {3, 4, width}, {2, 3, 3}, {1, 1, 2}, {1, 0, 1, 1, 1, 2}, {1, 2, 1}});
+  }
+}
+
+TEST_F(GroupedCuda, LargeAndManyImages) {
+  ConvCase large = grouped_case(1, 2, 2, {60, 70}, 3);
+  large.batch = 1;
+  check(large);
+  check(large);
+  ConvCase many = grouped_case(2, 4, 4, {5, 5}, 3);
+  many.batch = 11;
+  check(many);
+  check(many);
+}
+
+TEST_F(GroupedCuda, Direct) { check({1, 4, 6, 2, {4, 30}, {2, 3}, {1, 1}, {0, 60000, 30000, 30000}, {60000, 30000}}); }
+
+}  // namespace
+}  // namespace torch_ext::test
