@@ -123,8 +123,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_columns_kernel(C
     }
     T* const row = p.columns.data + s.row;
     for (int c0 = 0; c0 < p.sizes.per_offset; c0 += step) {
-      const int c = c0 + first;
-      const bool inside = c < p.sizes.per_offset;
+      const bool inside = c0 + first < p.sizes.per_offset;
+      const int c = inside ? c0 + first : 0;
       V value[kCorners];
       SIMT_UNROLL
       for (int k = 0; k < kCorners; ++k) value[k] = simt::ld<V>(corner[k] + c, inside && exists[k]);
@@ -177,8 +177,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
     const A mask = s.mask;
     const T* const row = p.columns.data + s.row;
     for (int c0 = 0; c0 < p.sizes.per_offset; c0 += lanes) {
-      const int c = c0 + lane;
-      const bool inside = has_sample && c < p.sizes.per_offset;
+      const bool inside = has_sample && c0 + lane < p.sizes.per_offset;
+      const int c = inside ? c0 + lane : 0;
       const A gradient =
           simt::widen(simt::ld(row + place_in_row(p.sizes, p.columns.group, s.tap, s.channel + c), inside));
       if (has_dots) {

@@ -81,7 +81,7 @@ struct SampleTile {
 // offset groups, whose chunks lie side by side.
 template <class T>
 SampleTile sample_tile(const DeformInputs<T>& in, const DeformSizes& s, int vector, int64_t sample_bytes) {
-  constexpr int64_t kSharedBytes = 32 << 10, kFewestBlocks = 512, kFewestSamples = 16, kChunkBytes = 128;
+  constexpr int64_t kSharedBytes = 32 << 10, kFewestBlocks = 256, kFewestSamples = 32, kChunkBytes = 128;
   constexpr int64_t kMostPositions = 32, kMostGroups = 16;
   const int64_t groups = in.geometry.offset_groups, positions = in.positions.end - in.positions.begin;
   const int64_t images = in.images.end - in.images.begin;
@@ -104,7 +104,7 @@ SampleTile sample_tile(const DeformInputs<T>& in, const DeformSizes& s, int vect
   const int64_t samples = images * positions * s.taps * groups;
   int64_t most = simt::min(simt::max(samples / kFewestBlocks, kFewestSamples), kSharedBytes / sample_bytes);
   most = simt::max<int64_t>(most / t.offset_groups, 1);
-  const int64_t few = simt::min(positions, t.channels_first ? 4 : kMostPositions);
+  const int64_t few = t.channels_first ? 1 : simt::min(positions, kMostPositions);  // whole sectors
   t.taps = even_part(s.taps, simt::min<int64_t>(simt::max<int64_t>(most / few, 1), s.taps));
   t.positions = static_cast<int>(simt::max<int64_t>(simt::min(most / t.taps, simt::min(positions, kMostPositions)), 1));
   t.position_tiles = simt::ceil_div(positions, t.positions);

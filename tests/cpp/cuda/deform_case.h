@@ -7,27 +7,25 @@
 #include <string>
 #include <vector>
 
-#include "core/deform_geometry.h"
-#include "cuda/kernels/deform.cuh"
-#include "cuda/kernels/simt_rounding.h"
-#include "runner.h"
+#include <gtest/gtest.h>
 
-// Tensors in any layout, and deformable convolution in float64: what the tests of its kernels compare with.
+#include "core/deform_geometry.h"
+
+// Deformable convolution in float64, by loops over all that there is, for tests of its kernels.
 namespace torch_ext::test {
 
 using Sizes = std::vector<int64_t>;
-using simt::host::narrow;
-using simt::host::widen;
 
-// kPermuted: rows are adjacent, but not columns or channels, and there are gaps. kShifted: the first number is not
-// where an allocation begins.
+inline constexpr double kNotANumber = std::numeric_limits<double>::quiet_NaN();
+
+// kPermuted: rows are adjacent, but not columns or channels, and there are gaps. kShiftedChannelsLast: the first number
+// is not where an allocation begins.
 enum class Layout { kContiguous, kChannelsLast, kPermuted, kShiftedChannelsLast };
 
-// [n, c, d, h, w]
-template <class T>
+// [n, c, d, h, w], of no numbers at first.
 struct Tensor {
   int64_t sizes[5], strides[5], skipped;
-  std::vector<T> values;
+  std::vector<double> values;
 
   Tensor(const Sizes& s, Layout layout) : skipped(layout == Layout::kShiftedChannelsLast ? 1 : 0) {
     std::copy(s.begin(), s.end(), sizes);
@@ -38,20 +36,15 @@ struct Tensor {
       length += (sizes[axis] - 1) * stride;
       stride *= sizes[axis];
     }
-    values.assign(length + skipped, narrow<T>(std::numeric_limits<Acc<T>>::quiet_NaN()));
+    values.assign(length + skipped, kNotANumber);
   }
 
   int64_t place(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) const {
     return skipped + n * strides[0] + c * strides[1] + d * strides[2] + h * strides[3] + w * strides[4];
   }
-  T& at(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) { return values[place(n, c, d, h, w)]; }
-  double number(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) const {
-    return widen(values[place(n, c, d, h, w)]);
-  }
-  template <class P>
-  View<P> view(P* data) const {
-    return {data + skipped, strides[0], strides[1], {{strides[2], strides[3], strides[4]}}};
-  }
+  double& at(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) { return values[place(n, c, d, h, w)]; }
+  double at(int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) const { return values[place(n, c, d, h, w)]; }
+
   template <class Visit>
   void for_each(const Visit& visit) const {
     for (int64_t n = 0; n < sizes[0]; ++n)
@@ -60,6 +53,11 @@ struct Tensor {
           for (int64_t h = 0; h < sizes[3]; ++h)
             for (int64_t w = 0; w < sizes[4]; ++w) visit(n, c, d, h, w);
   }
+
+  template <class Next>
+  void fill(const Next& next) {
+    for_each([&](auto... i) { at(i...) = next(); });
+  }
 };
 
 // Sizes are of 1 to 3 axes; padding is axis by axis before, after.
@@ -67,9 +65,10 @@ struct DeformCase {
   int64_t batch, channels, groups, offset_groups;
   Sizes in, kernel, stride, padding, dilation;
   Layout input_layout = Layout::kContiguous, offset_layout = Layout::kContiguous;
-  bool has_mask = true;
-  bool groups_in_rows = false;  // columns [row][group][tap * channel], not [group][row][tap * channel]
-  int64_t gap = 0;              // between rows
+  bool has_mask = true, wide_offset = false, wide_mask = false;
+  bool groups_in_rows = false;            // columns [row][group][tap * channel], not [group][row][tap * channel]
+  int64_t gap = 0;                        // between rows
+  Range images{0, -1}, positions{0, -1};  // all
 
   DeformGeometry<int64_t> geometry() const {
     Sizes input{batch, channels}, weight{groups, channels / groups};
@@ -86,7 +85,8 @@ struct DeformCase {
     return detail::text("batch ", batch, ", channels ", channels, ", groups ", groups, ", offset groups ",
                         offset_groups, ", in ", list(in), ", kernel ", list(kernel), ", stride ", list(stride),
                         ", padding ", list(padding), ", dilation ", list(dilation), ", layouts ",
-                        static_cast<int>(input_layout), " ", static_cast<int>(offset_layout), ", mask ", has_mask);
+                        static_cast<int>(input_layout), " ", static_cast<int>(offset_layout), ", mask ", has_mask,
+                        ", wide ", wide_offset, " ", wide_mask, ", rows ", groups_in_rows, " ", gap);
   }
 };
 
@@ -94,61 +94,83 @@ inline Sizes unflatten(int64_t i, const Triple<int64_t>& sizes) {
   return {i / sizes[2] / sizes[1], i / sizes[2] % sizes[1], i % sizes[2]};
 }
 
-// T: of input and columns, O: of offset, M: of mask.
-template <class T, class O, class M>
+// One of the columns' numbers.
+struct Column {
+  int64_t image, position, tap, offset_group, channel;
+  int64_t place;  // in memory
+};
+
 struct DeformProblem {
   DeformCase c;
   DeformGeometry<int64_t> g;
-  Tensor<T> input;
-  Tensor<O> offset;
-  Tensor<M> mask;
+  Tensor input, offset, mask;
+  int64_t rows, group_stride, row_stride;
+  std::vector<double> grad_columns;
 
   explicit DeformProblem(const DeformCase& problem)
       : c(problem),
         g(c.geometry()),
         input({c.batch, c.channels, g.conv.in[0], g.conv.in[1], g.conv.in[2]}, c.input_layout),
-        offset(of_outputs(g.conv.dims), c.offset_layout),
-        mask(of_outputs(1), c.offset_layout) {}
-
-  Sizes of_outputs(int64_t axes) const {
-    return {c.batch, axes * c.offset_groups * g.taps(), g.conv.out[0], g.conv.out[1], g.conv.out[2]};
+        offset(of_outputs(g.conv.dims)),
+        mask(of_outputs(1)) {
+    if (c.images.end < 0) c.images = {0, c.batch};
+    if (c.positions.end < 0) c.positions = {0, g.positions()};
+    const int64_t of_group = g.taps() * g.conv.in_per_group();
+    rows = (c.images.end - c.images.begin) * (c.positions.end - c.positions.begin);
+    row_stride = (c.groups_in_rows ? c.groups : 1) * of_group + c.gap;
+    group_stride = c.groups_in_rows ? of_group : rows * row_stride;
+    grad_columns.assign((rows - 1) * row_stride + (c.groups - 1) * group_stride + of_group, kNotANumber);
   }
 
-  // Whole numbers, and offsets in quarters: with few corners outside, on whole numbers, and all that is special.
+  Tensor of_outputs(int64_t axes) const {
+    return {{c.batch, axes * c.offset_groups * g.taps(), g.conv.out[0], g.conv.out[1], g.conv.out[2]}, c.offset_layout};
+  }
+
+  // Whole numbers, and offsets in quarters, so that all sums are exact; and offsets that lead nowhere.
   void fill_exact(uint32_t seed) {
     std::mt19937 random(seed);
     std::uniform_int_distribution<int> whole(-4, 4), quarters(-14, 14), rarely(0, 39);
-    input.for_each([&](auto... i) { input.at(i...) = narrow<T>(whole(random)); });
-    mask.for_each([&](auto... i) { mask.at(i...) = narrow<M>(whole(random)); });
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    const double specials[] = {std::numeric_limits<double>::quiet_NaN(), kInfinity, -kInfinity, 1e30, -1e30};
-    offset.for_each([&](auto... i) {
+    const double specials[] = {kNotANumber, kInfinity, -kInfinity, 1e30, -1e30};
+    input.fill([&] { return whole(random); });
+    mask.fill([&] { return whole(random); });
+    offset.fill([&] {
       const int special = rarely(random);
-      offset.at(i...) = narrow<O>(special < 5 ? specials[special] : quarters(random) / 4.0);
+      return special < 5 ? specials[special] : quarters(random) / 4.0;
     });
+    for_columns([&](const Column& i) { grad_columns[i.place] = whole(random); });
   }
 
-  void fill_normal(uint32_t seed) {
-    std::mt19937 random(seed);
-    std::normal_distribution<double> normal;
-    input.for_each([&](auto... i) { input.at(i...) = narrow<T>(normal(random)); });
-    mask.for_each([&](auto... i) { mask.at(i...) = narrow<M>(normal(random)); });
-    offset.for_each([&](auto... i) { offset.at(i...) = narrow<O>(2 * normal(random)); });
+  template <class Body>
+  void for_columns(const Body& body) const {
+    const int64_t per_group = g.conv.in_per_group(), per_offset = c.channels / c.offset_groups;
+    int64_t row = 0;
+    for (int64_t n = c.images.begin; n < c.images.end; ++n)
+      for (int64_t p = c.positions.begin; p < c.positions.end; ++p, ++row)
+        for (int64_t tap = 0; tap < g.taps(); ++tap)
+          for (int64_t i = 0; i < c.channels; ++i)
+            body(Column{n, p, tap, i / per_offset, i,
+                        i / per_group * group_stride + row * row_stride + tap * per_group + i % per_group});
   }
 
-  int64_t per_offset() const { return c.channels / c.offset_groups; }
-  double factor(int64_t n, int64_t p, int64_t tap, int64_t og) const {
-    const Sizes o = unflatten(p, g.conv.out);
-    return c.has_mask ? mask.number(n, og * g.taps() + tap, o[0], o[1], o[2]) : 1;
+  // The places of a column's offset along an axis, and of its mask.
+  int64_t offset_place(const Column& i, int axis) const {
+    const Sizes o = unflatten(i.position, g.conv.out);
+    return offset.place(i.image, (i.offset_group * g.taps() + i.tap) * g.conv.dims + axis, o[0], o[1], o[2]);
   }
+  int64_t mask_place(const Column& i) const {
+    const Sizes o = unflatten(i.position, g.conv.out);
+    return mask.place(i.image, i.offset_group * g.taps() + i.tap, o[0], o[1], o[2]);
+  }
+  double factor(const Column& i) const { return c.has_mask ? mask.values[mask_place(i)] : 1; }
 
-  // Where a sample is; axes that are not there are at 0.
-  std::vector<double> coordinates(int64_t n, int64_t p, int64_t tap, int64_t og) const {
-    const Sizes o = unflatten(p, g.conv.out), k = unflatten(tap, g.conv.kernel);
+  // Where it is in the image; axes that are not there are at 0.
+  std::vector<double> coordinates(const Column& i) const {
+    const Sizes o = unflatten(i.position, g.conv.out), k = unflatten(i.tap, g.conv.kernel);
     std::vector<double> at(3);
     for (int a = 3 - g.conv.dims; a < 3; ++a)
       at[a] = static_cast<double>(o[a] * g.conv.stride[a] + k[a] * g.conv.dilation[a] - g.conv.pad_before[a]) +
-              offset.number(n, (og * g.taps() + tap) * g.conv.dims + a - (3 - g.conv.dims), o[0], o[1], o[2]);
+              offset.values[offset_place(i, a - (3 - g.conv.dims))];
     return at;
   }
 
@@ -156,15 +178,16 @@ struct DeformProblem {
     return std::isnan(at[0]) || std::isnan(at[1]) || std::isnan(at[2]);
   }
 
-  // Calls body(d, h, w, weight) for the pixels that a sample has a part of; or, of its slope along an axis.
+  // Calls body(d, h, w, weight) for the pixels between which a coordinate lies; or, with the slope of the weight along
+  // an axis, which is that from the right.
   template <class Body>
   void for_pixels(const std::vector<double>& at, int slope, const Body& body) const {
     for (int a = 0; a < 3; ++a) {
-      const double size = static_cast<double>(g.conv.in[a]);
+      const auto size = static_cast<double>(g.conv.in[a]);
       if (!(a == slope ? at[a] >= -1 && at[a] < size : at[a] > -1 && at[a] < size)) return;
     }
     for (int corner = 0; corner < 8; ++corner) {
-      Sizes i(3);
+      int64_t i[3];
       double weight = 1;
       bool exists = true;
       for (int a = 0; a < 3; ++a) {
@@ -177,27 +200,42 @@ struct DeformProblem {
     }
   }
 
-  double value(int64_t n, int64_t channel, const std::vector<double>& at, int slope = -1) const {
-    if (is_nan(at)) return std::numeric_limits<double>::quiet_NaN();
+  double value(const Column& i, const std::vector<double>& at, int slope = -1) const {
+    if (is_nan(at)) return kNotANumber;
     double sum = 0;
     for_pixels(at, slope, [&](int64_t d, int64_t h, int64_t w, double weight) {
-      sum += weight * input.number(n, channel, d, h, w);
+      sum += weight * input.at(i.image, i.channel, d, h, w);
     });
     return sum;
   }
-};
 
-// Equal, or no numbers both.
-inline bool same(double a, double b) { return std::isnan(a) ? std::isnan(b) : a == b; }
+  // ---- results; what is not written is no number ----
 
-// Runs what launch code would launch.
-struct Launch {
-  Runner& gpu;
-  RunOptions options = {};
+  std::vector<double> columns() const {
+    std::vector<double> columns(grad_columns.size(), kNotANumber);
+    for_columns([&](const Column& i) { columns[i.place] = value(i, coordinates(i)) * factor(i); });
+    return columns;
+  }
 
-  template <class Params>
-  void operator()(const simt::LaunchSize& size, void (*kernel)(Params), const Params& params) const {
-    gpu.run(size, kernel, params, options);
+  struct Gradients {
+    Tensor input, offset, mask;
+  };
+  Gradients gradients() const {
+    Gradients to{input, of_outputs(g.conv.dims), of_outputs(1)};
+    to.input.fill([] { return 0; });
+    const auto add = [](double& sum, double term) { sum = std::isnan(sum) ? term : sum + term; };
+    for_columns([&](const Column& i) {
+      const std::vector<double> at = coordinates(i);
+      if (is_nan(at)) return;
+      const double gradient = grad_columns[i.place], mask_of = factor(i);
+      for_pixels(at, -1, [&](int64_t d, int64_t h, int64_t w, double weight) {
+        to.input.at(i.image, i.channel, d, h, w) += weight * gradient * mask_of;
+      });
+      if (c.has_mask) add(to.mask.values[mask_place(i)], gradient * value(i, at));
+      for (int a = 0; a < g.conv.dims; ++a)
+        add(to.offset.values[offset_place(i, a)], gradient * mask_of * value(i, at, 3 - g.conv.dims + a));
+    });
+    return to;
   }
 };
 

@@ -1,6 +1,10 @@
+#include "deform_case.h"
+
 #include <algorithm>
 
-#include "deform_case.h"
+#include "cuda/kernels/deform.cuh"
+#include "cuda/kernels/simt_rounding.h"
+#include "runner.h"
 
 namespace torch_ext::test {
 namespace {
@@ -9,183 +13,155 @@ using cuda::Columns;
 using cuda::DeformGradients;
 using cuda::DeformInputs;
 using cuda::EitherView;
-using cuda::InputSums;
+using simt::host::narrow;
+using simt::host::widen;
 using Fixed = unsigned long long;
 
-// A problem on the device: some positions of some images of it.
-template <class T, class O, class M>
-struct OnDevice {
-  using Problem = DeformProblem<T, O, M>;
-
-  OnDevice(Problem& problem, Range images, Range positions, Runner& runner) : q(problem), gpu(runner) {
-    in.geometry = q.g;
-    in.input = q.input.view(gpu.input("input", q.input.values));
-    in.offset = either(q.offset, gpu.input("offset", q.offset.values));
-    if (q.c.has_mask) in.mask = either(q.mask, gpu.input("mask", q.mask.values));
-    in.images = images;
-    in.positions = positions;
-    const int64_t of_group = q.g.taps() * q.g.conv.in_per_group(), all = of_group * q.c.groups;
-    row = q.c.groups_in_rows ? all + q.c.gap : of_group + q.c.gap;
-    group = q.c.groups_in_rows ? of_group : rows() * row;
-    columns_size = q.c.groups_in_rows ? (rows() - 1) * row + all : (rows() * q.c.groups - 1) * row + of_group;
-  }
-
-  template <class V>
-  static EitherView<const T> either(const Tensor<V>& t, const V* data) {
-    EitherView<T> e = either(t, const_cast<V*>(data));
-    return {{e.view.data, e.view.n, e.view.c, e.view.spatial}, e.is_wide};
-  }
-  template <class V>
-  static EitherView<T> either(const Tensor<V>& t, V* data) {
-    const View<V> v = t.view(data);
-    return {{reinterpret_cast<T*>(v.data), v.n, v.c, v.spatial}, !std::is_same_v<V, T>};
-  }
-
-  int64_t rows() const { return (in.images.end - in.images.begin) * (in.positions.end - in.positions.begin); }
-
-  // Calls body(image, position, tap, offset group, channel, place in columns).
-  template <class Body>
-  void for_columns(const Body& body) const {
-    const int64_t per_group = q.g.conv.in_per_group();
-    int64_t r = 0;
-    for (int64_t n = in.images.begin; n < in.images.end; ++n)
-      for (int64_t p = in.positions.begin; p < in.positions.end; ++p, ++r)
-        for (int64_t tap = 0; tap < q.g.taps(); ++tap)
-          for (int64_t ch = 0; ch < q.c.channels; ++ch)
-            body(n, p, tap, ch / q.per_offset(), ch,
-                 ch / per_group * group + r * row + tap * per_group + ch % per_group);
-  }
-
-  void check_columns() {
-    T* const data = gpu.output<T>("columns", columns_size);
-    cuda::make_columns(in, Columns<T>{data, group, row}, Launch{gpu});
-    const std::vector<T> columns = gpu.read(data);
-    std::vector<bool> written(columns.size());
-    int wrong = 0;
-    for_columns([&](int64_t n, int64_t p, int64_t tap, int64_t og, int64_t ch, int64_t place) {
-      written[place] = true;
-      const auto at = q.coordinates(n, p, tap, og);
-      const double expected = q.value(n, ch, at) * q.factor(n, p, tap, og);
-      const double own = widen(columns[place]), rounded = widen(narrow<T>(static_cast<Acc<T>>(expected)));
-      if (!same(own, rounded) && ++wrong < 5)
-        ADD_FAILURE() << "column of image " << n << ", position " << p << ", tap " << tap << ", channel " << ch << ": "
-                      << own << ", not " << rounded;
-    });
-    for (size_t i = 0; i < columns.size(); ++i)
-      if (!written[i]) {
-        EXPECT_TRUE(std::isnan(widen(columns[i]))) << "written between rows";
-      }
-  }
-
-  // From whole numbers as the columns' gradient. S: of the input's sums.
-  template <class S>
-  void check_spread(uint32_t seed) {
-    using A = Acc<T>;
-    constexpr bool kIsFixed = std::is_same_v<S, Fixed>;
-    constexpr A kScale = 1 << 20;
-    std::mt19937 random(seed);
-    std::uniform_int_distribution<int> whole(-4, 4);
-    std::vector<T> gradient(columns_size, narrow<T>(std::numeric_limits<A>::quiet_NaN()));
-    for_columns([&](auto, auto, auto, auto, auto, int64_t place) { gradient[place] = narrow<T>(whole(random)); });
-
-    const int64_t pixels = q.g.conv.in[0] * q.g.conv.in[1] * q.g.conv.in[2], all = q.c.batch * q.c.channels * pixels;
-    const bool channels_first = q.c.input_layout == Layout::kContiguous;
-    Tensor<O> grad_offset(q.of_outputs(q.g.conv.dims), q.c.offset_layout);
-    Tensor<M> grad_mask(q.of_outputs(1), q.c.offset_layout);
-    O* const to_offset = gpu.in_out("grad_offset", grad_offset.values);
-    M* const to_mask = gpu.in_out("grad_mask", grad_mask.values);
-    DeformGradients<T, S> to;
-    to.offset = either(grad_offset, to_offset);
-    if (q.c.has_mask) to.mask = either(grad_mask, to_mask);
-    to.sums = {gpu.in_out("sums", std::vector<S>(all)), q.c.channels * pixels, channels_first ? pixels : 1,
-               channels_first ? 1 : q.c.channels, kIsFixed ? gpu.input("scale", std::vector<A>{kScale}) : nullptr};
-    const T* const from = gpu.input("gradient", gradient);
-    cuda::spread_columns(in, Columns<const T>{from, group, row}, to, Launch{gpu});
-    // Without what is not wanted.
-    if (kIsFixed) {
-      cuda::spread_columns(in, Columns<const T>{from, group, row}, DeformGradients<T, S>{{}, to.offset, {}},
-                           Launch{gpu});
-      to.sums.data = gpu.in_out("sums alone", std::vector<S>(all));
-      cuda::spread_columns(in, Columns<const T>{from, group, row}, DeformGradients<T, S>{to.sums, {}, {}}, Launch{gpu});
-    }
-    grad_offset.values = gpu.read(to_offset);
-    grad_mask.values = gpu.read(to_mask);
-    const std::vector<S> sums = gpu.read(to.sums.data);
-    Tensor<T> grad_input = q.input;
-    std::fill(grad_input.values.begin(), grad_input.values.end(), T{});
-    T* const to_input = gpu.in_out("grad_input", grad_input.values);
-    cuda::round_sums(q.g.conv, {0, q.c.batch}, to.sums, grad_input.view(to_input), Launch{gpu});
-    grad_input.values = gpu.read(to_input);
-
-    std::vector<double> expected_sums(all), mask_sums(grad_mask.values.size()), offset_sums(grad_offset.values.size());
-    std::vector<bool> mask_written(mask_sums.size()), offset_written(offset_sums.size());
-    const auto place = [&](int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
-      return n * to.sums.image + c * to.sums.channel + ((d * q.g.conv.in[1] + h) * q.g.conv.in[2] + w) * to.sums.pixel;
-    };
-    for_columns([&](int64_t n, int64_t p, int64_t tap, int64_t og, int64_t ch, int64_t column) {
-      const auto at = q.coordinates(n, p, tap, og);
-      const Sizes o = unflatten(p, q.g.conv.out);
-      const double go = widen(gradient[column]), factor = q.factor(n, p, tap, og);
-      if (!q.is_nan(at))
-        q.for_pixels(at, -1, [&](int64_t d, int64_t h, int64_t w, double weight) {
-          expected_sums[place(n, ch, d, h, w)] += weight * go * factor;
-        });
-      const int64_t m = grad_mask.place(n, og * q.g.taps() + tap, o[0], o[1], o[2]);
-      mask_sums[m] += go * q.value(n, ch, at);
-      mask_written[m] = q.c.has_mask;
-      for (int a = 0; a < q.g.conv.dims; ++a) {
-        const int64_t i = grad_offset.place(n, (og * q.g.taps() + tap) * q.g.conv.dims + a, o[0], o[1], o[2]);
-        offset_sums[i] += go * factor * q.value(n, ch, at, 3 - q.g.conv.dims + a);
-        offset_written[i] = true;
-      }
-    });
-    const auto check = [&](const char* what, const auto& own, const auto& expected, const auto& written) {
-      using V = std::decay_t<decltype(own[0])>;
-      int wrong = 0;
-      for (size_t i = 0; i < expected.size(); ++i) {
-        const double rounded = widen(narrow<V>(static_cast<Acc<V>>(expected[i])));
-        if (written[i] ? !same(widen(own[i]), rounded) : !std::isnan(widen(own[i])))
-          if (++wrong < 5) ADD_FAILURE() << what << " at " << i << ": " << widen(own[i]) << ", not " << rounded;
-      }
-    };
-    check("grad_mask", grad_mask.values, mask_sums, mask_written);
-    check("grad_offset", grad_offset.values, offset_sums, offset_written);
-    int wrong = 0;
-    for (int64_t i = 0; i < all; ++i) {
-      double sum;
-      if constexpr (kIsFixed) sum = static_cast<double>(static_cast<int64_t>(sums[i])) / kScale;
-      else sum = sums[i];
-      if (sum != expected_sums[i] && ++wrong < 5)
-        ADD_FAILURE() << "sum of the input's gradient at " << i << ": " << sum << ", not " << expected_sums[i];
-    }
-    q.input.for_each([&](auto... i) {
-      const double own = grad_input.number(i...);
-      const double rounded = widen(narrow<T>(static_cast<A>(expected_sums[place(i...)])));
-      if (own != rounded && ++wrong < 5) ADD_FAILURE() << "grad_input: " << own << ", not " << rounded;
-    });
-  }
-
-  Problem& q;
+// Launches what is to be launched.
+struct Launch {
   Runner& gpu;
-  DeformInputs<T> in{};
-  int64_t group, row, columns_size;
+  RunOptions options = {};
+
+  template <class Params>
+  void operator()(const simt::LaunchSize& size, void (*kernel)(Params), const Params& params) const {
+    gpu.run(size, kernel, params, options);
+  }
 };
 
-// All of a problem, or, with few threads that would have nothing to do, a part of its positions and images.
-template <class T, class O = T, class M = O>
-void check_deform(const DeformCase& c, bool all = true) {
+template <class T>
+std::vector<T> from_double(const std::vector<double>& values) {
+  std::vector<T> result;
+  for (const double x : values) result.push_back(narrow<T>(static_cast<Acc<T>>(x)));
+  return result;
+}
+
+template <class T>
+std::vector<double> to_double(const std::vector<T>& values) {
+  std::vector<double> result;
+  for (const T x : values) result.push_back(widen(x));
+  return result;
+}
+
+template <class T>
+View<T> view(const Tensor& t, T* data) {
+  return {data + t.skipped, t.strides[0], t.strides[1], {{t.strides[2], t.strides[3], t.strides[4]}}};
+}
+
+using Rounding = std::vector<double> (*)(const std::vector<double>&);
+template <class T>
+std::vector<double> rounded(const std::vector<double>& values) {
+  return to_double(from_double<T>(values));
+}
+
+void expect_same(const char* what, const std::vector<double>& own, const std::vector<double>& exact,
+                 Rounding rounding) {
+  ASSERT_EQ(own.size(), exact.size());
+  const std::vector<double> expected = rounding(exact);
+  int wrong = 0;
+  for (size_t i = 0; i < own.size(); ++i)
+    if (std::isnan(own[i]) ? !std::isnan(expected[i]) : own[i] != expected[i])
+      if (++wrong < 5) ADD_FAILURE() << what << " at " << i << ": " << own[i] << ", not " << expected[i];
+}
+
+// A problem on the device.
+template <class T>
+struct OnDevice {
+  using A = Acc<T>;
+
+  OnDevice(const DeformProblem& problem, Runner& runner) : q(problem), gpu(runner) {
+    in.geometry = q.g;
+    in.input = view(q.input, gpu.input("input", from_double<T>(q.input.values)));
+    in.offset = read(q.offset, "offset", q.c.wide_offset);
+    if (q.c.has_mask) in.mask = read(q.mask, "mask", q.c.wide_mask);
+    in.images = q.c.images;
+    in.positions = q.c.positions;
+  }
+
+  // In T or Acc<T>.
+  EitherView<T> written(const Tensor& t, const char* name, bool is_wide) {
+    T* const data = is_wide ? reinterpret_cast<T*>(gpu.in_out(name, from_double<A>(t.values)))
+                            : gpu.in_out(name, from_double<T>(t.values));
+    EitherView<T> e{view(t, data), is_wide};
+    if (is_wide) e.view.data = reinterpret_cast<T*>(reinterpret_cast<A*>(data) + t.skipped);
+    return e;
+  }
+  EitherView<const T> read(const Tensor& t, const char* name, bool is_wide) {
+    const EitherView<T> e = written(t, name, is_wide);
+    return {{e.view.data, e.view.n, e.view.c, e.view.spatial}, is_wide};
+  }
+  void check(const char* what, const EitherView<T>& own, const Tensor& expected) {
+    if (own.is_wide) {
+      const auto values = gpu.read(reinterpret_cast<A*>(own.view.data) - expected.skipped);
+      expect_same(what, to_double(values), expected.values, rounded<A>);
+    } else {
+      expect_same(what, to_double(gpu.read(own.view.data - expected.skipped)), expected.values, rounded<T>);
+    }
+  }
+
+  Columns<T> make(const RunOptions& options = {}) {
+    const Columns<T> columns{gpu.output<T>("columns", q.grad_columns.size()), q.group_stride, q.row_stride};
+    cuda::make_columns(in, columns, Launch{gpu, options});
+    return columns;
+  }
+
+  // What the gradient is spread to. S: of the input's sums.
+  template <class S>
+  DeformGradients<T, S> gradients(A scale = 1) {
+    const int64_t pixels = q.g.conv.in[0] * q.g.conv.in[1] * q.g.conv.in[2], channels = q.c.channels;
+    const bool channels_first = q.c.input_layout == Layout::kContiguous;
+    DeformGradients<T, S> to;
+    to.sums = {gpu.in_out("sums", std::vector<S>(q.c.batch * channels * pixels)), channels * pixels,
+               channels_first ? pixels : 1, channels_first ? 1 : channels, gpu.input("scale", std::vector<A>{scale})};
+    to.offset = written(q.of_outputs(q.g.conv.dims), "grad_offset", q.c.wide_offset);
+    if (q.c.has_mask) to.mask = written(q.of_outputs(1), "grad_mask", q.c.wide_mask);
+    return to;
+  }
+  template <class S>
+  const T* spread(const DeformGradients<T, S>& to, const RunOptions& options = {}) {
+    const T* const data = gpu.input("gradient", from_double<T>(q.grad_columns));
+    cuda::spread_columns(in, Columns<const T>{data, q.group_stride, q.row_stride}, to, Launch{gpu, options});
+    return data;
+  }
+  template <class S>
+  std::vector<double> grad_input(const DeformGradients<T, S>& to) {
+    T* const data = gpu.output<T>("grad_input", q.input.values.size());
+    cuda::round_sums(q.g.conv, {0, q.c.batch}, to.sums, view(q.input, data), Launch{gpu});
+    return to_double(gpu.read(data));
+  }
+
+  template <class S>
+  void check_gradients(const DeformProblem::Gradients& expected) {
+    // Of all, then of some. What adds up is a multiple of a small power of two.
+    constexpr bool kWanted[][3] = {{true, true, true}, {false, true, false}, {true, false, false}};
+    for (const auto& [sums, offset, mask] : kWanted) {
+      DeformGradients<T, S> to = gradients<S>(1 << 12);
+      if (!sums) to.sums = {};
+      if (!offset) to.offset = {};
+      if (!mask) to.mask = {};
+      spread(to);
+      if (sums) expect_same("grad_input", grad_input(to), expected.input.values, rounded<T>);
+      if (offset) check("grad_offset", to.offset, expected.offset);
+      if (mask && q.c.has_mask) check("grad_mask", to.mask, expected.mask);
+      if (std::is_same_v<S, A>) break;
+    }
+  }
+
+  const DeformProblem& q;
+  Runner& gpu;
+  DeformInputs<T> in{};
+};
+
+template <class T>
+void check_deform(const DeformCase& c) {
   SCOPED_TRACE(c.text());
-  const auto seed = static_cast<uint32_t>(c.channels * 31 + c.in.back() * 7 + c.offset_groups);
-  DeformProblem<T, O, M> problem(c);
-  problem.fill_exact(seed);
-  const int64_t positions = problem.g.positions();
-  const Range some_images{all ? 0 : c.batch / 2, c.batch};
-  const Range some{all ? 0 : positions / 3, all ? positions : std::max(positions / 3 + 1, positions - 1)};
+  DeformProblem q(c);
+  q.fill_exact(static_cast<uint32_t>(c.channels * 31 + c.in.back() * 7 + c.offset_groups));
   Runner gpu;
-  OnDevice<T, O, M> d(problem, some_images, some, gpu);
-  d.check_columns();
-  d.template check_spread<Acc<T>>(seed + 1);
-  d.template check_spread<Fixed>(seed + 2);
+  OnDevice<T> d(q, gpu);
+  expect_same("column", to_double(gpu.read(d.make().data)), q.columns(), rounded<T>);
+  const DeformProblem::Gradients gradients = q.gradients();
+  d.template check_gradients<Acc<T>>(gradients);
+  d.template check_gradients<Fixed>(gradients);
 }
 
 DeformCase square(int64_t channels, Layout layout) {
@@ -197,9 +173,12 @@ TEST_F(CudaTest, DeformOfEveryCountOfChannels) {
     for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
       DeformCase c = square(channels, layout);
       check_deform<float>(c);
-      c.offset_groups = channels > 13 ? channels / (channels % 2 == 0 ? 2 : 1) : channels;
+      c.offset_groups = channels == 58 ? 29 : channels;
+      c.wide_offset = c.wide_mask = true;
       c.gap = 3;
-      check_deform<Half, float>(c, false);
+      c.images = {1, 2};
+      c.positions = {3, 17};
+      check_deform<Half>(c);
     }
 }
 
@@ -210,7 +189,6 @@ TYPED_TEST_SUITE(DeformTypes, DeformElements);
 
 TYPED_TEST(DeformTypes, EveryLayout) {
   using T = TypeParam;
-  using Wide = Acc<T>;
   for (const Layout layout :
        {Layout::kContiguous, Layout::kChannelsLast, Layout::kPermuted, Layout::kShiftedChannelsLast})
     for (const int64_t channels : {16, 6}) {
@@ -218,13 +196,16 @@ TYPED_TEST(DeformTypes, EveryLayout) {
       check_deform<T>(c);
       c.offset_groups = 2;
       c.offset_layout = layout == Layout::kContiguous ? Layout::kChannelsLast : Layout::kContiguous;
-      check_deform<T, Wide>(c, false);
+      c.wide_offset = true;
+      c.positions = {5, 19};
+      check_deform<T>(c);
       c.has_mask = false;
-      check_deform<T, Wide, T>(c);
-      c.has_mask = true;
       c.groups = 2;
+      check_deform<T>(c);
+      c.has_mask = c.wide_mask = true;
+      c.wide_offset = false;
       c.offset_groups = 1;
-      check_deform<T, T, Wide>(c);
+      check_deform<T>(c);
     }
 }
 
@@ -238,7 +219,7 @@ TEST_F(CudaTest, DeformOfGroups) {
         c.groups = s[1];
         c.offset_groups = s[2];
         c.groups_in_rows = groups_in_rows;
-        check_deform<float>(c, groups_in_rows);
+        check_deform<float>(c);
       }
 }
 
@@ -246,8 +227,7 @@ TEST_F(CudaTest, DeformOfEveryNumberOfDimensions) {
   for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
     for (const int64_t width : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
       check_deform<float>({3, 8, 1, 2, {width}, {5}, {2}, {4, 3}, {1}, layout, layout});
-      const DeformCase planes{2, 8, 2, 1, {2, width}, {2, 3}, {3, 4}, {0, 2, 2, 1}, {2, 1}, layout, layout};
-      check_deform<BFloat16>(planes);
+      check_deform<BFloat16>({2, 8, 2, 1, {2, width}, {2, 3}, {3, 4}, {0, 2, 2, 1}, {2, 1}, layout, layout});
       if (width % 3 != 0) continue;
       check_deform<double>(
           {1, 8, 1, 2, {3, 2, width}, {2, 1, 3}, {1, 3, 2}, {1, 1, 0, 2, 2, 2}, {1, 2, 1}, layout, layout});
@@ -256,7 +236,7 @@ TEST_F(CudaTest, DeformOfEveryNumberOfDimensions) {
     }
 }
 
-// Channels that several warps, or steps of a warp, share.
+// Which several warps, or steps of a warp, share.
 TEST_F(CudaTest, DeformOfManyChannels) {
   for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     DeformCase c{1, 300, 1, 1, {3, 4}, {2, 2}, {1, 1}, {1, 0, 0, 1}, {1, 1}, layout, layout};
@@ -265,6 +245,175 @@ TEST_F(CudaTest, DeformOfManyChannels) {
     check_deform<Half>(c);
     c.offset_groups = 2;
     check_deform<float>(c);
+  }
+}
+
+// Blocks and warps are given more when there is more to do; of all that, a few blocks.
+TEST_F(CudaTest, DeformOfLargeImages) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (const int64_t channels : {32, 4}) {
+      const DeformCase c{6, channels, 1, channels / 4, {64, 70}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, layout, layout};
+      SCOPED_TRACE(c.text());
+      DeformProblem q(c);
+      q.fill_exact(1);
+      OnDevice<float> d(q, gpu);
+      const RunOptions some{true, {{0, 0, 0}, {7, 0, 0}, {201, 0, 0}}};
+      const DeformGradients<float, float> to = d.gradients<float>();
+      const std::vector<double> columns = to_double(gpu.read(d.make(some).data));
+      d.spread(to, some);
+      const std::vector<double> offset = to_double(gpu.read(to.offset.view.data));
+      const std::vector<double> mask = to_double(gpu.read(to.mask.view.data));
+      int64_t count = 0, gradients = 0;
+      q.for_columns([&](const Column& i) {
+        if (i.position > 2000) return;
+        const double own = columns[i.place], own_mask = mask[q.mask_place(i)];
+        if (std::isnan(own) && std::isnan(own_mask)) return;
+        const std::vector<double> at = q.coordinates(i);
+        if (!std::isnan(own)) {
+          ++count;
+          EXPECT_EQ(own, q.value(i, at) * q.factor(i));
+        }
+        if (std::isnan(own_mask) || i.channel % 4 != 0) return;
+        double sum = 0, slope = 0;
+        for (Column j = i; j.channel < i.channel + 4; ++j.channel) {
+          j.place = i.place + j.channel - i.channel;
+          sum += q.grad_columns[j.place] * q.value(j, at);
+          slope += q.grad_columns[j.place] * q.factor(j) * q.value(j, at, 2);
+        }
+        ++gradients;
+        EXPECT_EQ(own_mask, sum);
+        EXPECT_EQ(offset[q.offset_place(i, 1)], slope);
+      });
+      EXPECT_GT(count, 500);
+      EXPECT_GT(gradients, 100);
+    }
+}
+
+// Sums of fixed-point numbers are the same to the bit, whatever is added first; those of atomics in float32 are close.
+TEST_F(CudaTest, DeterministicDeform) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    Runner own;
+    DeformProblem q(square(24, layout));
+    std::mt19937 random(3);
+    std::normal_distribution<double> normal;
+    for (Tensor* t : {&q.input, &q.offset, &q.mask}) t->fill([&] { return normal(random); });
+    std::generate(q.grad_columns.begin(), q.grad_columns.end(), [&] { return normal(random); });
+    OnDevice<float> d(q, own);
+    const auto fixed = d.gradients<Fixed>(0x1p40);
+    d.spread(fixed);
+    const auto atomic = d.gradients<float>();
+    d.spread(atomic, {.same_in_every_order = false});
+    const std::vector<double> expected = q.gradients().input.values, a = d.grad_input(fixed), b = d.grad_input(atomic);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_NEAR(a[i], expected[i], 2e-5);
+      EXPECT_NEAR(b[i], expected[i], 2e-5);
+    }
+  }
+}
+
+// A scale that is no number, which stands for gradients that are none, makes the result none.
+TEST_F(CudaTest, FixedPointOfNoNumbers) {
+  DeformProblem q(square(3, Layout::kContiguous));
+  q.fill_exact(1);
+  OnDevice<float> d(q, gpu);
+  const auto to = d.gradients<Fixed>(std::numeric_limits<float>::quiet_NaN());
+  d.spread(to);
+  for (const double x : d.grad_input(to)) EXPECT_TRUE(std::isnan(x));
+}
+
+// A sample that is no number adds nothing; nor does one outside, even times infinity.
+TEST_F(CudaTest, SamplesOutsideAddNothing) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (const double where : {-1.0, -5.0, 9.0, kNotANumber}) {
+      Runner own;
+      DeformProblem q({1, 8, 1, 1, {4}, {1}, {4}, {0, 0}, {1}, layout, layout});
+      q.input.fill([] { return 2; });
+      q.mask.fill([] { return 3; });
+      q.offset.fill([&] { return where; });
+      std::fill(q.grad_columns.begin(), q.grad_columns.end(), std::numeric_limits<double>::infinity());
+      OnDevice<float> d(q, own);
+      const auto to = d.gradients<float>();
+      d.spread(to);
+      for (const double x : d.grad_input(to)) EXPECT_EQ(x, 0);
+      const double mask = own.read(to.mask.view.data)[0], offset = own.read(to.offset.view.data)[0];
+      EXPECT_TRUE(std::isnan(where) ? std::isnan(mask) : mask == 0) << mask;
+      EXPECT_EQ(std::isinf(offset), where == -1) << "the slope from the right";
+    }
+}
+
+template <class T>
+class DeformTraffic : public CudaTest {};
+TYPED_TEST_SUITE(DeformTraffic, DeformElements);
+
+TYPED_TEST(DeformTraffic, Coalesced) {
+  using T = TypeParam;
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    const DeformCase c{4, 64, 1, 1, {32, 32}, {3, 3}, {1, 1}, {1, 1, 1, 1}, {1, 1}, layout, layout};
+    SCOPED_TRACE(c.text());
+    DeformProblem q(c);
+    q.fill_exact(1);
+    q.offset.fill([] { return 0; });
+    Runner gpu;
+    OnDevice<T> d(q, gpu);
+    const RunOptions some{true, {{0, 0, 0}, {30, 0, 0}, {41, 0, 0}}};
+    const auto expect_samples = [&] {
+      gpu.expect_loads(d.in.offset.view.data, 1.3, 1);
+      gpu.expect_loads(d.in.mask.view.data, 1.3, 1);
+      if (layout == Layout::kChannelsLast) gpu.expect_loads(d.in.input.data, 1.0, 1);
+    };
+    gpu.expect_stores(d.make(some).data, 1.0, 1);
+    expect_samples();
+    const auto to = d.template gradients<Acc<T>>();
+    gpu.expect_loads(d.spread(to, some), 1.0, 1);
+    expect_samples();
+    gpu.expect_stores(to.offset.view.data, 1.3, 1);
+    gpu.expect_stores(to.mask.view.data, 1.3, 1);
+  }
+}
+
+// Few channels in an offset group: those of several taps, or offset groups, are side by side.
+TEST_F(CudaTest, TrafficOfFewChannels) {
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (const int64_t offset_groups : {1, 8}) {
+      Runner own;
+      DeformCase c{1,      4 * offset_groups, 1,      offset_groups, {16, 16}, {3, 3},
+                   {1, 1}, {1, 1, 1, 1},      {1, 1}, layout,        layout};
+      SCOPED_TRACE(c.text());
+      DeformProblem q(c);
+      q.fill_exact(1);
+      OnDevice<float> d(q, own);
+      own.expect_stores(d.make().data, 1.3, 1.3);
+      own.expect_loads(d.spread(d.gradients<float>()), 1.3, 1.3);
+    }
+}
+
+// Indices of more than 31 bits: between images, rows of columns, offsets and sums.
+TEST_F(CudaTest, DeformOfLargeTensors) {
+  constexpr int64_t kFar = (int64_t{1} << 31) + 64;
+  for (const bool channels_last : {false, true}) {
+    Runner own;
+    const DeformProblem q({2, 8, 1, 1, {4}, {1}, {1}, {0, 0}, {1}});
+    const View<float> layout{nullptr, kFar, channels_last ? 1 : 4, {{0, 0, channels_last ? 8 : 1}}};
+    float* const input = own.reserve<float>("input", kFar + 32);
+    const float* const offset = own.reserve<float>("offset", kFar + 4);
+    float* const data = own.reserve<float>("columns", kFar + 8);
+    float* const sums = own.reserve<float>("sums", kFar + 32);
+    for (int i = 0; i < 32; ++i) own.write(input + kFar + i, {static_cast<float>(i)});
+    DeformInputs<float> in{};
+    in.geometry = q.g;
+    in.input = {input, layout.n, layout.c, layout.spatial};
+    in.offset.view = {offset, kFar, 4, {{0, 0, 1}}};
+    in.images = {0, 2};
+    in.positions = {3, 4};
+    cuda::make_columns(in, Columns<float>{data, 0, kFar}, Launch{own, {.same_in_every_order = false}});
+    DeformGradients<float, float> to;
+    to.sums = {sums, kFar, layout.c, layout.spatial[2]};
+    cuda::spread_columns(in, Columns<const float>{data, 0, kFar}, to, Launch{own, {.same_in_every_order = false}});
+    for (int i = 0; i < 8; ++i) {
+      const int64_t place = i * layout.c + 3 * layout.spatial[2];
+      EXPECT_EQ(own.read(data + kFar + i, 1)[0], place);
+      EXPECT_NE(own.read(sums + kFar + place, 1)[0], 0);
+    }
   }
 }
 
