@@ -107,10 +107,10 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
 // The largest sum of a gradient is below 2^62 of these.
 Tensor fixed_point_scale(const Tensor& grad_output, const Tensor& weight, const Tensor& mask, at::ScalarType type) {
   const auto largest = [&](const Tensor& tensor) { return tensor.abs().amax().to(at::kDouble); };
-  Tensor bound = largest(grad_output) * largest(weight) * static_cast<double>(grad_output.numel());
-  bound = bound * static_cast<double>(weight.numel());
-  if (mask.defined()) bound = bound * largest(mask);
-  return (62 - bound.log2().ceil()).clamp(-126, 126).exp2().to(type);
+  const double terms = static_cast<double>(grad_output.numel()) * static_cast<double>(weight.numel());
+  Tensor bound = largest(grad_output).mul(largest(weight)).mul(terms);
+  if (mask.defined()) bound = bound.mul(largest(mask));
+  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().to(type);
 }
 
 template <class T, class S>
