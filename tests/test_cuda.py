@@ -59,6 +59,7 @@ def depthwise(device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor]:
 def test_which_kernel() -> None:
     input, weight = depthwise()
     assert which_kernel("depthwise_conv2d", input, weight) == "depthwise/cuda"
+    assert which_kernel("group_conv2d", input, weight.expand(32, 4, 5, 5), groups=8) == "direct/cuda"
     assert which_kernel("group_conv2d", input, weight.expand(32, 32, 5, 5)) == "aten::convolution"
 
 

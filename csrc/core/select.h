@@ -194,7 +194,8 @@ inline Kernel select_kernel(const ConvGeometry<int64_t>& g, DType dtype, Isa isa
 // On CUDA: what PyTorch has no good kernel for. A function of channels alone.
 template <class Int>
 Kernel select_cuda_kernel(const ConvGeometry<Int>& g) {
-  return is_depthwise(g) ? Kernel::kDepthwise : Kernel::kAten;
+  if (is_depthwise(g)) return Kernel::kDepthwise;
+  return has_narrow_groups(g) ? Kernel::kDirect : Kernel::kAten;
 }
 
 }  // namespace torch_ext

@@ -38,15 +38,13 @@ void forward(const Geometry& g, const Tensor& input, const Tensor& weight, const
   const Tensor dense_bias = bias && bias->defined() ? bias->contiguous() : Tensor();
   ops::dispatch(input, [&]<class T>(T*) {
     const T* numbers = dense_bias.defined() ? static_cast<const T*>(dense_bias.const_data_ptr()) : nullptr;
-    DepthwiseKernels<T>::forward(current_queue(), g, view<const T>(input), view<const T>(weight), numbers,
-                                 view<T>(output));
+    ConvKernels<T>::forward(current_queue(), g, view<const T>(input), view<const T>(weight), numbers, view<T>(output));
   });
 }
 
 void grad_input(const Geometry& g, const Tensor& grad_output, const Tensor& weight, Tensor& result) {
   ops::dispatch(grad_output, [&]<class T>(T*) {
-    DepthwiseKernels<T>::grad_input(current_queue(), g, view<const T>(grad_output), view<const T>(weight),
-                                    view<T>(result));
+    ConvKernels<T>::grad_input(current_queue(), g, view<const T>(grad_output), view<const T>(weight), view<T>(result));
   });
 }
 
@@ -54,9 +52,9 @@ void grad_weight(const Geometry& g, const Tensor& grad_output, const Tensor& inp
   ops::dispatch(grad_output, [&]<class T>(T*) {
     const Queue queue = current_queue();
     const auto of_output = view<const T>(grad_output), of_input = view<const T>(input);
-    const auto bytes = static_cast<int64_t>(DepthwiseKernels<T>::workspace_bytes(queue, g, of_output, of_input));
+    const auto bytes = static_cast<int64_t>(ConvKernels<T>::workspace_bytes(queue, g, of_output, of_input));
     const Tensor workspace = at::empty({bytes}, input.options().dtype(at::kByte));
-    DepthwiseKernels<T>::grad_weight(queue, g, of_output, of_input, workspace.mutable_data_ptr(), view<T>(result));
+    ConvKernels<T>::grad_weight(queue, g, of_output, of_input, workspace.mutable_data_ptr(), view<T>(result));
   });
 }
 
@@ -79,7 +77,7 @@ Tensor conv(const Tensor& input, const Tensor& weight, const std::optional<Tenso
   }
   const Kernel kernel = select_cuda_kernel(g);
   Tensor output = ops::empty_output(options_for(kernel, input), g, channels_last);
-  if (kernel == Kernel::kDepthwise) {
+  if (kernel != Kernel::kAten) {
     forward(g, input, weight, bias, output);
   } else {
     ops::move_into(
@@ -102,7 +100,7 @@ ops::Gradients conv_backward(const Tensor& grad_output, const Tensor& input, con
   if (empty) {
     for (Tensor& gradient : gradients)
       if (gradient.defined()) gradient.zero_();
-  } else if (kernel == Kernel::kDepthwise) {
+  } else if (kernel != Kernel::kAten) {
     if (mask[0]) grad_input(g, grad_output, weight, gradients[0]);
     if (mask[1]) grad_weight(g, grad_output, input, gradients[1]);
   } else if (mask[0] || mask[1]) {
@@ -117,7 +115,8 @@ ops::Gradients conv_backward(const Tensor& grad_output, const Tensor& input, con
 }
 
 std::string kernel_name(const Geometry& g, IntArrayRef padding) {
-  if (select_cuda_kernel(g) == Kernel::kDepthwise) return "depthwise/cuda";
+  const Kernel kernel = select_cuda_kernel(g);
+  if (kernel != Kernel::kAten) return kernel == Kernel::kDepthwise ? "depthwise/cuda" : "direct/cuda";
   return ops::has_uneven_padding(padding) ? "aten::constant_pad_nd + aten::convolution" : "aten::convolution";
 }
 

@@ -19,8 +19,9 @@ struct Queue {
 
 Queue queue_on(CUstream_st* stream);
 
+// Depthwise and grouped convolution.
 template <class T>
-struct DepthwiseKernels {
+struct ConvKernels {
   static void forward(const Queue& queue, const ConvGeometry<int64_t>& g, const View<const T>& input,
                       const View<const T>& weight, const T* bias, const View<T>& output);
   static void grad_input(const Queue& queue, const ConvGeometry<int64_t>& g, const View<const T>& grad_output,
