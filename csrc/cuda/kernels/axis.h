@@ -27,6 +27,7 @@ struct Axis {
   int stride, dilation, pad;
   bool transposed;
   int lists, parts, step;
+  int filled;           // lists that have taps
   int common, inverse;  // g, and the inverse of dilation / g modulo lists
 };
 
@@ -56,6 +57,7 @@ inline bool make_axis(const ConvGeometry<int64_t>& g, int axis, bool transposed,
   a.lists = static_cast<int>(lists);
   a.parts = static_cast<int>(transposed ? dilation / common : dilation * lists);
   a.step = static_cast<int>(transposed ? dilation * lists : dilation / common);
+  a.filled = simt::min(a.lists, a.kernel);
   a.inverse = 0;
   while (a.lists > 1 && (dilation / common * a.inverse) % lists != 1) ++a.inverse;
   return true;
@@ -76,6 +78,16 @@ TORCH_EXT_HOST_DEVICE inline int list_of(const Axis& a, int target) {
   if (a.stride == 1) return 0;
   const int i = target + a.pad, whole = i / a.common;
   return whole * a.common == i ? whole % a.lists * a.inverse % a.lists : -1;
+}
+
+// The lists that a target meets.
+struct ListRange {
+  int begin, end;
+};
+TORCH_EXT_HOST_DEVICE inline ListRange lists_of(const Axis& a, int target) {
+  if (!a.transposed) return {0, a.filled};
+  const int list = list_of(a, target);
+  return {list, list < 0 ? list : list + 1};
 }
 
 // The source of a list's first tap, in the order in which sources ascend.

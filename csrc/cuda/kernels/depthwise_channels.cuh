@@ -121,9 +121,8 @@ SIMT_DEVICE void add_channels(const ChannelsParams<T>& p, const Triple<int>& tar
   const Axis& columns = p.axes[2];
   const Taps depth = taps_of(p.axes[0], target[0]), rows = taps_of(p.axes[1], target[1]);
   const int width = p.lanes * V;
-  const int one = columns.transposed ? list_of(columns, target[2]) : 0;
-  const int end = columns.transposed ? (one < 0 ? 0 : one + 1) : columns.lists;
-  for (int list = one < 0 ? 0 : one; list < end; ++list) {
+  const ListRange lists = lists_of(columns, target[2]);
+  for (int list = lists.begin; list < lists.end; ++list) {
     const int count = taps_in_list(columns, list), first = source_of(columns, target[2], list);
     for (int tap = 0; tap < count; tap += kMostTaps) {
       const int position = first + tap * columns.parts;

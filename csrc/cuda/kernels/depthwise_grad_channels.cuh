@@ -121,8 +121,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kGradChannelThreads, 2) depthwise_grad_chann
   const bool active = slice < p.slices && pair < p.channels && group < p.taps.count();
 
   // The group's first tap.
-  const int list = group / p.taps.per_list % columns.lists, first_tap = group % p.taps.per_list * p.taps.size;
-  const int kernel_row = group / (p.taps.per_list * columns.lists);
+  const int list = group / p.taps.per_list % p.taps.lists, first_tap = group % p.taps.per_list * p.taps.size;
+  const int kernel_row = group / (p.taps.per_list * p.taps.lists);
   const int kd = kernel_row / p.axes[1].kernel, kh = kernel_row - kd * p.axes[1].kernel;
   const int64_t row_begin = p.rows * split / p.splits;
   const int row_items = p.classes * p.runs, height = p.axes[1].target;

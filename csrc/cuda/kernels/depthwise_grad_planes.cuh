@@ -101,8 +101,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_grad
   const int of_split = static_cast<int>(block - split * blocks);
   const int pair = of_split / p.group_blocks, first_group = of_split % p.group_blocks * p.groups;
   const int of_block = threadIdx.x / p.slices, slice = threadIdx.x % p.slices, group = first_group + of_block;
-  const int list = group / p.taps.per_list % columns.lists, first_tap = group % p.taps.per_list * p.taps.size;
-  const int kernel_row = group / (p.taps.per_list * columns.lists);
+  const int list = group / p.taps.per_list % p.taps.lists, first_tap = group % p.taps.per_list * p.taps.size;
+  const int kernel_row = group / (p.taps.per_list * p.taps.lists);
   const int kd = kernel_row / p.axes[1].kernel, kh = kernel_row - kd * p.axes[1].kernel;
 
   A* inputs = simt::shared<A>();

@@ -26,20 +26,12 @@ struct PlanesParams {
   int channel_blocks;
   Triple<int> tiles;
   int64_t blocks;
-
-  // Weights of a plane in shared memory: [kd, kh, list, tap of the list], lists padded to whole vectors.
-  TORCH_EXT_HOST_DEVICE int list_pitch() const {
-    constexpr int kVector = 16 / sizeof(Acc<T>);
-    return static_cast<int>(simt::ceil_div(taps_in_list(axes[2], 0), kVector)) * kVector;
-  }
-  TORCH_EXT_HOST_DEVICE int weight_size() const {
-    return axes[0].kernel * axes[1].kernel * axes[2].lists * list_pitch();
-  }
 };
 
 template <class T>
 size_t planes_bytes(const PlanesParams<T>& p, const Tile& tile) {
-  return (int64_t{tile.planes} * p.weight_size() + simt::ceil_div(tile.source_size(), 4) * 4) * sizeof(Acc<T>) +
+  return (int64_t{tile.planes} * weight_size<Acc<T>>(p.axes) + simt::ceil_div(tile.source_size(), 4) * 4) *
+             sizeof(Acc<T>) +
          tile.target_size() * sizeof(T);
 }
 
@@ -51,7 +43,7 @@ bool make_planes(const ConvGeometry<int64_t>& g, bool transposed, const View<con
   p = {source, weight, bias, target, {}, Pairs(g, transposed), 0, {}, {}, {}, 0, {}, 0};
   if (!make_axes(g, transposed, &p.axes)) return false;
   const int64_t channels = transposed ? g.in_channels : g.out_channels;
-  const int64_t weights = g.kernel[0] * g.kernel[1] * (g.kernel[2] + 8 * int64_t{p.axes[2].lists});
+  const int64_t weights = g.kernel[0] * g.kernel[1] * (g.kernel[2] + 8 * int64_t{p.axes[2].filled});
   if (channels > 1 << 28 || weights > kMostTileBytes) return false;
   p.channels = static_cast<int>(channels);
   p.tile = make_tile<T>(p.axes, row_vector(source, p.axes[2].source), row_vector(target, p.axes[2].target), p.channels,
@@ -92,22 +84,6 @@ SIMT_DEVICE void add_taps(A (&sums)[kRun], const A* source, const A* weight) {
   }
 }
 
-template <class T>
-SIMT_DEVICE void load_weights(const PlanesParams<T>& p, int channel, int term, Acc<T>* weights) {
-  const Axis& columns = p.axes[2];
-  const int rows = p.axes[1].kernel, taps = p.axes[0].kernel * rows * columns.kernel, list_pitch = p.list_pitch();
-  const int planes = simt::min(p.tile.planes, p.channels - channel);
-  for (int i = threadIdx.x; i < planes * taps; i += blockDim.x) {
-    const int plane = i / taps, tap = i - plane * taps, row = tap / columns.kernel, k = tap - row * columns.kernel;
-    const int64_t offset = p.pairs.weight(p.weight, channel + plane, term) + row / rows * p.weight.spatial[0] +
-                           row % rows * p.weight.spatial[1] + k * p.weight.spatial[2];
-    const int list = k % columns.lists, along = k / columns.lists;
-    const int in_list = columns.transposed ? taps_in_list(columns, list) - 1 - along : along;
-    weights[plane * p.weight_size() + (row * columns.lists + list) * list_pitch + in_list] =
-        simt::widen(simt::ld(p.weight.data + offset));
-  }
-}
-
 // Adds to a run of targets, which begins at `target`, what one source plane gives. `origin` is the window's first
 // source.
 template <class T>
@@ -116,13 +92,12 @@ SIMT_DEVICE void add_plane(const PlanesParams<T>& p, const Triple<int>& target, 
   constexpr int kMostTaps = 8;
   const Axis& columns = p.axes[2];
   const Taps depth = taps_of(p.axes[0], target[0]), rows = taps_of(p.axes[1], target[1]);
-  const int depth_pitch = p.tile.sources[1] * p.tile.row_pitch, list_pitch = p.list_pitch();
-  const int weight_pitch = columns.lists * list_pitch;
+  const int depth_pitch = p.tile.sources[1] * p.tile.row_pitch, list_pitch = cuda::list_pitch<Acc<T>>(columns);
+  const int weight_pitch = columns.filled * list_pitch;
   const Acc<T>* first =
       sources + (depth.source - origin[0]) * depth_pitch + (rows.source - origin[1]) * p.tile.row_pitch;
-  const int one = columns.transposed ? list_of(columns, target[2]) : 0;
-  const int end = columns.transposed ? (one < 0 ? 0 : one + 1) : columns.lists;
-  for (int list = one < 0 ? 0 : one; list < end; ++list) {
+  const ListRange lists = lists_of(columns, target[2]);
+  for (int list = lists.begin; list < lists.end; ++list) {
     const int column = source_of(columns, target[2], list) - origin[2], along = column / columns.parts;
     const Acc<T>* run = first + (column - along * columns.parts) * p.tile.part_pitch + along;
     const int count = taps_in_list(columns, list);
@@ -172,14 +147,14 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_plan
   const bool in_plane = active && plane < planes && target[0] < p.axes[0].target && target[1] < p.axes[1].target;
 
   A* weights = simt::shared<A>();
-  A* sources = weights + tile.planes * p.weight_size();
+  A* sources = weights + tile.planes * weight_size<Acc<T>>(p.axes);
   A sums[kRun];
   const A bias = p.bias ? simt::widen(simt::ld(p.bias + channel + plane, in_plane)) : A(0);
   SIMT_UNROLL
   for (int r = 0; r < kRun; ++r) sums[r] = bias;
   for (int term = 0; term < p.pairs.terms(); ++term) {
     if (term > 0) __syncthreads();
-    load_weights(p, channel, term, weights);
+    load_weights(p.weight, p.axes, p.pairs, channel, planes, planes, term, weights);
     const Triple<int> sizes{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
     load_dealt(p.source_box, tile, p.axes[2].parts,
                Region<const T>{p.source.at(n, 0),
@@ -193,7 +168,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, kTileBlocks<T>) depthwise_plan
     __syncthreads();
     if (in_plane)
       add_plane(p, target, origin, sources + plane * tile.sources[0] * tile.sources[1] * tile.row_pitch,
-                weights + plane * p.weight_size(), sums);
+                weights + plane * weight_size<Acc<T>>(p.axes), sums);
   }
 
   T* targets = reinterpret_cast<T*>(sources + (tile.source_size() + 3) / 4 * 4);

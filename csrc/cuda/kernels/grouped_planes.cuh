@@ -27,20 +27,12 @@ struct GroupedPlanesParams {
   Box source_box, target_box;
   Triple<int> tiles;
   int64_t blocks;
-
-  // Weights of a channel in shared memory: [kd, kh, list, tap of the list], lists padded to whole vectors.
-  TORCH_EXT_HOST_DEVICE int list_pitch() const {
-    constexpr int kVector = 16 / sizeof(Acc<T>);
-    return static_cast<int>(simt::ceil_div(taps_in_list(axes[2], 0), kVector)) * kVector;
-  }
-  TORCH_EXT_HOST_DEVICE int weight_size() const {
-    return axes[0].kernel * axes[1].kernel * axes[2].lists * list_pitch();
-  }
 };
 
 template <class T>
 size_t grouped_planes_bytes(const GroupedPlanesParams<T>& p, const Tile& tile) {
-  return (int64_t{kGroupTargets} * p.weight_size() + simt::ceil_div(tile.source_size(), 4) * 4) * sizeof(Acc<T>) +
+  return (int64_t{kGroupTargets} * weight_size<Acc<T>>(p.axes) + simt::ceil_div(tile.source_size(), 4) * 4) *
+             sizeof(Acc<T>) +
          tile.target_size() * sizeof(T);
 }
 
@@ -52,7 +44,7 @@ bool make_grouped_planes(const ConvGeometry<int64_t>& g, bool transposed, const 
   GroupedPlanesParams<T>& p = *params;
   p = {source, weight, bias, target, {}, Pairs(g, transposed), 0, 0, 0, {}, {}, {}, {}, 0};
   if (!make_axes(g, transposed, &p.axes)) return false;
-  const int64_t weights = g.kernel[0] * g.kernel[1] * (g.kernel[2] + 8 * int64_t{p.axes[2].lists});
+  const int64_t weights = g.kernel[0] * g.kernel[1] * (g.kernel[2] + 8 * int64_t{p.axes[2].filled});
   if (simt::max(g.in_channels, g.out_channels) > 1 << 28 || g.batch > 1 << 28 || weights > kMostTileBytes) return false;
   p.groups = static_cast<int>(g.groups);
   p.batch = static_cast<int>(g.batch);
@@ -95,23 +87,6 @@ SIMT_DEVICE void add_taps_of_targets(A (&sums)[kGroupTargets][kRun], const A* so
   }
 }
 
-// What targets there are not is zero.
-template <class T>
-SIMT_DEVICE void load_group_weights(const GroupedPlanesParams<T>& p, int channel, int channels, int term,
-                                    Acc<T>* weights) {
-  const Axis& columns = p.axes[2];
-  const int rows = p.axes[1].kernel, taps = p.axes[0].kernel * rows * columns.kernel, list_pitch = p.list_pitch();
-  for (int i = threadIdx.x; i < kGroupTargets * taps; i += blockDim.x) {
-    const int t = i / taps, tap = i - t * taps, row = tap / columns.kernel, k = tap - row * columns.kernel;
-    const int list = k % columns.lists, along = k / columns.lists;
-    const int in_list = columns.transposed ? taps_in_list(columns, list) - 1 - along : along;
-    const T* from = p.weight.data + p.pairs.weight(p.weight, channel + t, term) + row / rows * p.weight.spatial[0] +
-                    row % rows * p.weight.spatial[1] + k * p.weight.spatial[2];
-    weights[t * p.weight_size() + (row * columns.lists + list) * list_pitch + in_list] =
-        simt::widen(simt::ld(from, t < channels));
-  }
-}
-
 template <class T>
 SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(GroupedPlanesParams<T> p) {
   using A = Acc<T>;
@@ -145,7 +120,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
   const bool active = plane < planes && first[0] + d < p.axes[0].target && first[1] + h < p.axes[1].target;
 
   A* weights = simt::shared<A>();
-  A* sources = weights + kGroupTargets * p.weight_size();
+  A* sources = weights + kGroupTargets * weight_size<Acc<T>>(p.axes);
   T* targets = reinterpret_cast<T*>(sources + (tile.source_size() + 3) / 4 * 4);
   A sums[kGroupTargets][kRun];
   SIMT_UNROLL
@@ -156,7 +131,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
   }
   for (int term = 0; term < p.pairs.terms(); ++term) {
     if (term > 0) __syncthreads();
-    load_group_weights(p, channel, channels, term, weights);
+    load_weights(p.weight, p.axes, p.pairs, channel, channels, kGroupTargets, term, weights);
     const Triple<int> sizes{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
     load_dealt(p.source_box, tile, columns.parts,
                Region<const T>{p.source.at(image, group * p.pairs.terms() + term),
@@ -170,9 +145,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
     __syncthreads();
     if (!active) continue;
     const Taps depth = taps_of(p.axes[0], first[0] + d), rows = taps_of(p.axes[1], first[1] + h);
-    const int one = columns.transposed ? list_of(columns, first[2] + column) : 0;
-    const int end = columns.transposed ? (one < 0 ? 0 : one + 1) : columns.lists;
-    for (int list = one < 0 ? 0 : one; list < end; ++list) {
+    const ListRange lists = lists_of(columns, first[2] + column);
+    for (int list = lists.begin; list < lists.end; ++list) {
       const int source = source_of(columns, first[2] + column, list) - origin[2], along = source / columns.parts;
       const A* run = sources + (source - along * columns.parts) * tile.part_pitch + along;
       const int count = taps_in_list(columns, list);
@@ -187,7 +161,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
                   (depth.tap + kd * depth.tap_step) * p.axes[1].kernel + rows.tap + kh * rows.tap_step;
               add_taps_of_targets<decltype(taps)::kValue>(
                   sums, run + source_row * tile.row_pitch + tap,
-                  weights + (kernel_row * columns.lists + list) * p.list_pitch() + tap, p.weight_size());
+                  weights + (kernel_row * columns.filled + list) * list_pitch<Acc<T>>(columns) + tap,
+                  weight_size<Acc<T>>(p.axes));
             }
         });
     }

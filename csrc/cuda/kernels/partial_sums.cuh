@@ -14,12 +14,14 @@ namespace torch_ext::cuda {
 // A thread of the first step sums for some taps of a list (axis.h), a group of taps: `size` of them if so many are
 // left.
 struct TapGroups {
-  int lists, rows, kernel;  // of taps in a row, rows of taps, taps of a row
+  int lists, apart;  // of a row, and how far apart their taps are
+  int rows, kernel;  // of taps, taps of a row
   int per_list, size;
 
   TapGroups() = default;
   TapGroups(const Triple<Axis>& axes, int most)
-      : lists(axes[2].lists),
+      : lists(axes[2].filled),
+        apart(axes[2].lists),
         rows(axes[0].kernel * axes[1].kernel),
         kernel(axes[2].kernel),
         per_list(static_cast<int>(simt::ceil_div(taps_in_list(axes[2], 0), most))),
@@ -29,7 +31,7 @@ struct TapGroups {
   TORCH_EXT_HOST_DEVICE int taps() const { return rows * kernel; }
   // The tap of the kernel that is a group's i-th, or -1.
   SIMT_DEVICE int tap(int group, int i) const {
-    const int list = group / per_list % lists, k = list + lists * (group % per_list * size + i);
+    const int list = group / per_list % lists, k = list + apart * (group % per_list * size + i);
     return k < kernel ? group / (per_list * lists) * kernel + k : -1;
   }
 };

@@ -28,8 +28,8 @@ struct Tile {
 
   TORCH_EXT_HOST_DEVICE int row_threads() const { return classes * runs; }
   TORCH_EXT_HOST_DEVICE int target_rows() const { return planes * targets[0] * targets[1]; }
-  TORCH_EXT_HOST_DEVICE int source_rows() const { return planes * sources[0] * sources[1]; }
-  TORCH_EXT_HOST_DEVICE int64_t source_size() const { return int64_t{source_rows()} * row_pitch; }
+  TORCH_EXT_HOST_DEVICE int64_t source_rows() const { return int64_t{planes} * sources[0] * sources[1]; }
+  TORCH_EXT_HOST_DEVICE int64_t source_size() const { return source_rows() * row_pitch; }
   TORCH_EXT_HOST_DEVICE int64_t target_size() const { return int64_t{target_rows()} * target_pitch; }
   int threads() const { return row_threads() * target_rows(); }
 };
@@ -129,6 +129,34 @@ Tile make_tile(const Triple<Axis>& axes, int source_vector, int target_vector, i
     else tile.planes = 1;
   }
   return tile;
+}
+
+// Weights of a channel in shared memory: [kd, kh, list, tap of the list], lists padded to whole vectors.
+template <class A>
+TORCH_EXT_HOST_DEVICE int list_pitch(const Axis& columns) {
+  constexpr int kVector = 16 / sizeof(A);
+  return static_cast<int>(simt::ceil_div(taps_in_list(columns, 0), kVector)) * kVector;
+}
+template <class A>
+TORCH_EXT_HOST_DEVICE int weight_size(const Triple<Axis>& axes) {
+  return axes[0].kernel * axes[1].kernel * axes[2].filled * list_pitch<A>(axes[2]);
+}
+
+// Copies the weights of some channels of the target and one of their sources; those from `channels` on are zero.
+template <class T>
+SIMT_DEVICE void load_weights(const View<const T>& weight, const Triple<Axis>& axes, const Pairs& pairs, int channel,
+                              int channels, int count, int term, Acc<T>* to) {
+  const Axis& columns = axes[2];
+  const int height = axes[1].kernel, taps = axes[0].kernel * height * columns.kernel;
+  for (int i = threadIdx.x; i < count * taps; i += blockDim.x) {
+    const int of_channel = i / taps, tap = i - of_channel * taps, row = tap / columns.kernel;
+    const int k = tap - row * columns.kernel, along = k / columns.lists, list = k - along * columns.lists;
+    const int in_list = columns.transposed ? taps_in_list(columns, list) - 1 - along : along;
+    const T* from = weight.data + pairs.weight(weight, channel + of_channel, term) + row / height * weight.spatial[0] +
+                    row % height * weight.spatial[1] + k * weight.spatial[2];
+    to[of_channel * weight_size<Acc<T>>(axes) + (row * columns.filled + list) * list_pitch<Acc<T>>(columns) + in_list] =
+        simt::widen(simt::ld(from, of_channel < channels));
+  }
 }
 
 // Numbers side by side to shared memory, up to 16 bytes at a time.

@@ -137,8 +137,11 @@ TEST_F(DepthwiseCuda, LargeAndSmallImages) {
 TEST_F(DepthwiseCuda, Direct) {
   ConvCase spread{1, 2, 2, 2, {4, 30}, {2, 3}, {1, 1}, {0, 60000, 30000, 30000}, {60000, 30000}};
   check(spread);
-  ConvCase wide{1, 1, 1, 1, {10}, {25000}, {1}, {24992, 0}, {1}};
-  check(wide);
+  spread = {1, 2, 2, 2, {3, 4, 9}, {2, 2, 2}, {1, 1, 1}, {70000, 0, 70000, 0, 3, 0}, {70000, 70000, 2}};
+  check(spread);
+  ConvCase sparse{1, 2, 2, 2, {5, 2000}, {3, 3}, {1, 900}, {1, 1, 0, 0}, {1, 1}};
+  check(sparse);
+  check_depthwise<double>({1, 1, 1, 1, {10}, {12500}, {1}, {12492, 0}, {1}});
 }
 
 TEST_F(DepthwiseCuda, EmptyBatch) {
