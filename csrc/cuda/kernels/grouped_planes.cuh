@@ -13,7 +13,9 @@
 // whose sums stay in registers, as Acc<T>.
 namespace torch_ext::cuda {
 
-inline constexpr int kGroupTargets = 4;
+// Of a thread, for its registers.
+template <class T>
+inline constexpr int kGroupTargets = sizeof(Acc<T>) == 8 ? 2 : 4;
 
 template <class T>
 struct GroupedPlanesParams {
@@ -31,7 +33,7 @@ struct GroupedPlanesParams {
 
 template <class T>
 size_t grouped_planes_bytes(const GroupedPlanesParams<T>& p, const Tile& tile) {
-  return (int64_t{kGroupTargets} * weight_size<Acc<T>>(p.axes) + simt::ceil_div(tile.source_size(), 4) * 4) *
+  return (int64_t{kGroupTargets<T>} * weight_size<Acc<T>>(p.axes) + simt::ceil_div(tile.source_size(), 4) * 4) *
              sizeof(Acc<T>) +
          tile.target_size() * sizeof(T);
 }
@@ -48,7 +50,7 @@ bool make_grouped_planes(const ConvGeometry<int64_t>& g, bool transposed, const 
   if (simt::max(g.in_channels, g.out_channels) > 1 << 28 || g.batch > 1 << 28 || weights > kMostTileBytes) return false;
   p.groups = static_cast<int>(g.groups);
   p.batch = static_cast<int>(g.batch);
-  p.target_blocks = static_cast<int>(simt::ceil_div(p.pairs.per_source(), kGroupTargets));
+  p.target_blocks = static_cast<int>(simt::ceil_div(p.pairs.per_source(), kGroupTargets<T>));
   p.tile = make_tile<T>(p.axes, row_vector(source, p.axes[2].source), row_vector(target, p.axes[2].target), p.batch,
                         [&](const Tile& tile) { return grouped_planes_bytes(p, tile); });
   if (grouped_planes_bytes(p, p.tile) > kMostTileBytes || p.tile.threads() > kTileThreads) return false;
@@ -70,14 +72,13 @@ simt::LaunchSize grouped_planes_size(const GroupedPlanesParams<T>& p) {
 }
 
 // sums[t][r] += sum over taps of weight[t][tap] * source[r + tap]
-template <int kTaps, class A>
-SIMT_DEVICE void add_taps_of_targets(A (&sums)[kGroupTargets][kRun], const A* source, const A* weight,
-                                     int weight_size) {
+template <int kTaps, int kTargets, class A>
+SIMT_DEVICE void add_taps_of_targets(A (&sums)[kTargets][kRun], const A* source, const A* weight, int weight_size) {
   A x[kRun + kTaps - 1];
   SIMT_UNROLL
   for (int j = 0; j < kRun + kTaps - 1; ++j) x[j] = source[j];
   SIMT_UNROLL
-  for (int t = 0; t < kGroupTargets; ++t) {
+  for (int t = 0; t < kTargets; ++t) {
     SIMT_UNROLL
     for (int tap = 0; tap < kTaps; ++tap) {
       const A w = weight[t * weight_size + tap];
@@ -90,7 +91,7 @@ SIMT_DEVICE void add_taps_of_targets(A (&sums)[kGroupTargets][kRun], const A* so
 template <class T>
 SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(GroupedPlanesParams<T> p) {
   using A = Acc<T>;
-  constexpr int kMostTaps = sizeof(A) == 8 ? 4 : 7;  // for the registers
+  constexpr int kMostTaps = 7;
   const Tile& tile = p.tile;
   const Axis& columns = p.axes[2];
   const int64_t block = block_index();
@@ -106,9 +107,9 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
     origin[axis] = first_source(p.axes[axis], first[axis]);
   }
   origin[2] &= -tile.source_vector;  // rounded down
-  const int in_group = index % p.target_blocks * kGroupTargets, group = index / p.target_blocks;
+  const int in_group = index % p.target_blocks * kGroupTargets<T>, group = index / p.target_blocks;
   const int channel = group * p.pairs.per_source() + in_group;
-  const int channels = simt::min(kGroupTargets, p.pairs.per_source() - in_group);
+  const int channels = simt::min(kGroupTargets<T>, p.pairs.per_source() - in_group);
   const int planes = simt::min(tile.planes, p.batch - static_cast<int>(image));
 
   // This thread's run of targets. Those that run over the edges are computed, and not stored.
@@ -120,18 +121,18 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
   const bool active = plane < planes && first[0] + d < p.axes[0].target && first[1] + h < p.axes[1].target;
 
   A* weights = simt::shared<A>();
-  A* sources = weights + kGroupTargets * weight_size<Acc<T>>(p.axes);
+  A* sources = weights + kGroupTargets<T> * weight_size<Acc<T>>(p.axes);
   T* targets = reinterpret_cast<T*>(sources + (tile.source_size() + 3) / 4 * 4);
-  A sums[kGroupTargets][kRun];
+  A sums[kGroupTargets<T>][kRun];
   SIMT_UNROLL
-  for (int t = 0; t < kGroupTargets; ++t) {
+  for (int t = 0; t < kGroupTargets<T>; ++t) {
     const A bias = p.bias ? simt::widen(simt::ld(p.bias + channel + t, t < channels)) : A(0);
     SIMT_UNROLL
     for (int r = 0; r < kRun; ++r) sums[t][r] = bias;
   }
   for (int term = 0; term < p.pairs.terms(); ++term) {
     if (term > 0) __syncthreads();
-    load_weights(p.weight, p.axes, p.pairs, channel, channels, kGroupTargets, term, weights);
+    load_weights(p.weight, p.axes, p.pairs, channel, channels, kGroupTargets<T>, term, weights);
     const Triple<int> sizes{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
     load_dealt(p.source_box, tile, columns.parts,
                Region<const T>{p.source.at(image, group * p.pairs.terms() + term),
@@ -171,7 +172,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
   // Out through shared memory, one channel after the other.
   const Triple<int> sizes{{p.axes[0].target, p.axes[1].target, p.axes[2].target}};
   SIMT_UNROLL
-  for (int t = 0; t < kGroupTargets; ++t) {
+  for (int t = 0; t < kGroupTargets<T>; ++t) {
     if (t < channels) {  // the same in all threads
       if (active) {
         SIMT_UNROLL

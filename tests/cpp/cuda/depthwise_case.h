@@ -45,7 +45,7 @@ class DepthwiseCuda : public CudaTest {
  protected:
   void check(const ConvCase& c) {
     const int i = count_++;
-    if ((simt::kThreadSanitizer && i % 9 != 0) || (simt::kAddressSanitizer && i % 3 != 0)) return;
+    if ((simt::kThreadSanitizer && i % 10 != 0) || (simt::kAddressSanitizer && i % 4 != 0)) return;
     switch ((i + i / 4) % 4) {
       case 0:
         return check_depthwise<float>(c);

@@ -26,7 +26,7 @@ class GroupedCuda : public CudaTest {
   // Layouts and types in turns; under sanitizers, which take long, only some run.
   void check(ConvCase c) {
     const int i = count_++;
-    if ((simt::kThreadSanitizer && i % 9 != 0) || (simt::kAddressSanitizer && i % 3 != 0)) return;
+    if ((simt::kThreadSanitizer && i % 10 != 0) || (simt::kAddressSanitizer && i % 4 != 0)) return;
     c.input_layout = i % 3 < 2 ? kLayouts[i % 3] : kLayouts[i / 3 % 6];
     c.output_layout = i % 3 < 2 ? kLayouts[i % 3] : kLayouts[(i / 3 + i / 18) % 6];
     switch ((i + i / 4) % 4) {
