@@ -162,16 +162,12 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
     const PlacedSample<A, kDims>& s = samples[simt::min(i, count - 1)];
     const bool has_sample = i < count, adds = has_sample && sums.data != nullptr && meets_image(s);
     const T* corner[kCorners];
-    int64_t target[kCorners];
-    A weight[kCorners], dots[kCorners];
+    A dots[kCorners];
     bool exists[kCorners];
     SIMT_UNROLL
     for (int k = 0; k < kCorners; ++k) {
       exists[k] = s.pixel[k] >= 0;
-      const int64_t pixel = exists[k] ? s.pixel[k] : 0;
-      corner[k] = p.in.input.at(b.image, s.channel) + place_of_pixel(p.in, p.sizes, pixel);
-      target[k] = b.image * sums.image + s.channel * sums.channel + pixel * sums.pixel;
-      weight[k] = s.weight[k];
+      corner[k] = p.in.input.at(b.image, s.channel) + place_of_pixel(p.in, p.sizes, exists[k] ? s.pixel[k] : 0);
       dots[k] = 0;
     }
     const A mask = s.mask;
@@ -189,9 +185,10 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
         for (int k = 0; k < kCorners; ++k) dots[k] = simt::fma(exists[k] ? gradient : A(0), value[k], dots[k]);
       }
       const A term = gradient * mask;
+      const int64_t target = b.image * sums.image + (s.channel + c) * sums.channel;
       SIMT_UNROLL
       for (int k = 0; k < kCorners; ++k)
-        if (adds && inside && exists[k]) add(sums.data + target[k] + c * sums.channel, weight[k] * term, scale);
+        if (adds && inside && exists[k]) add(sums.data + target + s.pixel[k] * sums.pixel, s.weight[k] * term, scale);
     }
     if (has_dots) {
       SIMT_UNROLL

@@ -188,14 +188,13 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(
     Sample<A, kDims> s{};
     if (w.has_position) s = sample_of<kDims>(p.in, p.sizes, index);
     const bool adds = w.has_position && sums.data != nullptr && meets_image(s);
-    int64_t place[kCorners], target[kCorners];
+    int64_t place[kCorners];
     A dots[kCorners];
     bool exists[kCorners];
     SIMT_UNROLL
     for (int k = 0; k < kCorners; ++k) {
       exists[k] = w.has_position && s.pixel[k] >= 0;
       place[k] = exists[k] ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0;
-      target[k] = exists[k] ? s.pixel[k] * sums.pixel : 0;
       dots[k] = 0;
     }
     const int first = index.offset_group * p.sizes.per_offset, end = first + static_cast<int>(w.channels.end);
@@ -227,7 +226,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(
           SIMT_UNROLL
           for (int k = 0; k < kCorners; ++k)
             if (adds && exists[k] && j + u < count)
-              add(sums.data + plane + target[k], s.weight[k] * (gradient[u] * s.mask), scale);
+              add(sums.data + plane + s.pixel[k] * sums.pixel, s.weight[k] * (gradient[u] * s.mask), scale);
         }
       }
       c += count;
