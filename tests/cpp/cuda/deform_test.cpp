@@ -408,6 +408,8 @@ TEST_F(CudaTest, DeformOfLargeTensors) {
     float* const data = own.reserve<float>("columns", kFar + 8);
     float* const sums = own.reserve<float>("sums", kFar + 32);
     for (int i = 0; i < 32; ++i) own.write(input + kFar + i, {static_cast<float>(i)});
+    for (const int64_t image : {int64_t{0}, kFar}) own.write(offset + image, std::vector<float>(4));
+    own.write(sums + kFar, std::vector<float>(32));
     DeformInputs<float> in{};
     in.geometry = q.g;
     in.input = {input, layout.n, layout.c, layout.spatial};
