@@ -1,6 +1,6 @@
 # make demo   set up .venv, build, run the demonstration
 # make test   the same set-up, then every test; parts alone: make lint | native | consumer | pytest
-# make cuda   build the extension with CUDA kernels, where nvcc is; CUDA_ARCHS="9.0" for some GPUs only
+# make cuda   build the extension with CUDA kernels, where nvcc is; CUDA_ARCHS="9.0" for some GPUs only, as make test does
 # make slow   the slow tests, and the tests on the oldest and newest torch that are supported
 # make format | clean
 #
@@ -30,8 +30,9 @@ demo: install
 	python -m torch_ext.demo
 
 # Cheap ones first. Each part fails by itself; the last line is printed only if all have passed.
-test: lint native consumer pytest
-	@echo "make test: PASSED (lint, native, consumer, pytest)"
+test: CUDA_ARCHS := 9.0
+test: lint native consumer cuda pytest
+	@echo "make test: PASSED (lint, native, consumer, cuda, pytest)"
 
 pytest: install $(STAMPS)/test
 	pytest -m "not slow"
@@ -48,14 +49,16 @@ format: $(STAMPS)/test
 
 # GoogleTest: the kernels under sanitizers, those for CUDA on an emulator, and the C++ API; then an installed copy in
 # build/prefix.
-native: $(NATIVE)/build.ninja
+native: install $(NATIVE)/build.ninja
 	cmake --build $(NATIVE) -j $(JOBS)
 	ctest --test-dir $(NATIVE) --output-on-failure -j $(JOBS)
 	cmake --install $(NATIVE) --prefix $(PREFIX)
 
-$(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/debian-test
+# With the kernels that the Python package has: compiled once.
+$(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/install $(STAMPS)/debian-test
 	cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_BUILD_TYPE=Release \
-	  -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined
+	  -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined \
+	  -DTORCH_EXT_KERNELS=$$(ls -d $(CURDIR)/build/objects-torch-$(TORCH)*/csrc/cpu/kernels)
 	@touch $@
 
 # A C++ program on the copy in build/prefix; `make pytest` builds it once more, on the copy in the Python package.
@@ -63,9 +66,10 @@ consumer: native install
 	TORCH_EXT_PREFIX=$(CURDIR)/$(PREFIX) pytest tests/test_consumer.py
 
 # A wheel in build/cuda, whose kernels may not spill; its copy in build/cuda/site loads, also where there is no GPU.
-cuda: $(STAMPS)/torch
+# What nvcc compiled before is compiled again, for its report.
+cuda: install
 	@if ! command -v nvcc >/dev/null; then echo "make cuda: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e; \
-	rm -rf build/cuda && mkdir -p build/cuda; \
+	rm -rf build/cuda build/objects-torch-*/csrc/cuda && mkdir -p build/cuda; \
 	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" python -m pip wheel --verbose --no-deps --no-build-isolation \
 	  -w build/cuda . > build/cuda/log 2>&1 || { tail -100 build/cuda/log; exit 1; }; \
 	python tests/cpp/cuda/ptxas.py build/cuda/log; \

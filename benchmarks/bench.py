@@ -2,16 +2,19 @@
 
 Every result is compared with float64 before it is timed. Both sides run in turn and the least time counts; what is
 reported is times in ms, PyTorch / ours, and the share of the roofline that ours reaches: the least time that the
-machine's multiply-adds and copies (measured here, at the layer's size) allow.
+machine's multiply-adds and copies (measured here, at the layer's size) allow. With --device cuda each call begins with
+a cold L2 cache, and "ATen" is PyTorch without cuDNN.
 
 The process restarts itself with the heap pinned, since fresh pages cost more than most convolutions (--default-heap:
 as users have it), and with both sides held to AVX2 (--isa native: as the CPU is; scalar: our portable kernels).
 """
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 import machine
 from layers import PASSES, Layer, family, floors, guard, read_layers
@@ -22,6 +25,7 @@ def parse() -> argparse.Namespace:
     ops = sorted({layer.op for layer in read_layers()})
     parser.add_argument("--op", action="append", choices=ops, help="default: all")
     parser.add_argument("--filter", default="", help="only layers whose name or family has this in it")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, float64, bfloat16, float16 or all")
@@ -38,6 +42,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.dtype == ["all"]:
         options.dtype = ["float32", "float64", "bfloat16", "float16"]
+    if options.device == "cuda":
+        options.threads, options.isa = [1], "native"
     return options
 
 
@@ -46,19 +52,25 @@ def batches(layer: Layer, wanted: list[int]) -> list[int]:
     return [n for n in wanted if n == 1 or layer.elements(n) < 1 << 26]
 
 
+def yardsticks(device: str) -> ModuleType:
+    """`least`, `peak` and `bandwidth` of the device."""
+    return importlib.import_module("gpu") if device == "cuda" else machine
+
+
 def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: int, seconds: float, plain) -> dict:
     """One row of the results."""
+    device = yardsticks(problem.device)
     layer, batch = problem.layer, problem.tensors[0].size(0)
     sides = dict(zip(("torch", "ours", problem.third), calls[pass_name]))
     if dtype != "float32":
         sides["float32"] = plain[pass_name][1]
-    times = dict(zip(sides, machine.least([*sides.values()], seconds)))
+    times = dict(zip(sides, device.least([*sides.values()], seconds)))
     torch_s, ours_s = times["torch"], times["ours"]
     if sides["torch"] is sides["ours"]:
         torch_s = ours_s = min(torch_s, ours_s)
     size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
     flops = layer.flops(batch) * (3 if pass_name == "training" else 1)
-    least_s = max(flops / machine.peak(dtype, threads), size / machine.bandwidth(size, threads))
+    least_s = max(flops / device.peak(dtype, threads), size / device.bandwidth(size, threads))
     row = {
         "op": layer.op,
         "family": family(layer),
@@ -76,8 +88,8 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "roofline": least_s / ours_s,
         "kernel": problem.kernel(dtype, layout, pass_name),
     }
-    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops", "plain") if name in times}
-    least_of = floors(layer, batch, layout, dtype, pass_name)
+    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops", "plain", "aten") if name in times}
+    least_of = floors(layer, batch, layout, dtype, pass_name, problem.device)
     row["misses"] = {name: f"{row[name]:.2f} < {floor:.2f}" for name, floor in least_of.items() if row[name] < floor}
     if row["ratio"] < guard(torch_s):
         row["misses"]["guard"] = f"{row['ratio']:.2f} < {guard(torch_s):.2f}"
@@ -95,7 +107,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         if options.filter not in layer.name and options.filter not in family(layer):
             continue
         for batch in batches(layer, options.batch):
-            problem = make_problem(layer, batch)
+            problem = make_problem(layer, batch, options.device)
             expected = problem.expected()
             for dtype in options.dtype:
                 for layout in options.layout:
@@ -125,13 +137,18 @@ def main() -> None:
     import report
     import torch
 
-    import torch_ext  # noqa: F401  (registers the ops)
+    from torch_ext import testing
 
     torch.manual_seed(0)
     if options.isa != "native":
         torch.ops.torch_ext._set_isa(options.isa)
-    header = machine.describe()
-    report.print_header(header, options)
+    if options.device not in testing.devices():
+        sys.exit("bench.py: --device cuda needs a GPU, and a build of torch_ext with CUDA")
+    if options.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False
+    header = yardsticks(options.device).describe()
+    report.print_header(header, options, yardsticks(options.device))
     table = report.Table(options)
     results = []
     for row in rows(options):

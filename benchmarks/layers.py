@@ -155,9 +155,35 @@ def guard(torch_seconds: float) -> float:
     return 0.9 if torch_seconds < 0.2e-3 else 0.95
 
 
-def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str) -> dict[str, float]:
+# On a GPU: the least share of the roofline of (forward, grad input, grad weight), and times PyTorch.
+CUDA_FLOORS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "channels_last": ((0.8, 0.75, 0.65), (1.2, 1.1, 1.2)),
+    "contiguous": ((0.75, 0.7, 0.65), (2, 2, 5)),
+    "1-D": ((0.8, 0.75, 0.75), (5, 10, 10)),
+    "3-D": ((0.6, 0.5, 0.5), (4, 6, 6)),
+    "large kernels": ((0.6, 0.6, 0.6), (5, 5, 5)),
+    "group, 2-7": ((0.6, 0.6, 0.6), (2, 2, 2)),
+}
+
+
+def cuda_floors(layer: Layer, layout: str, pass_name: str) -> dict[str, float]:
+    """The goals for a GPU, in any dtype."""
+    name = family(layer)
+    if layer.op == "deform":
+        return {"ratio": 2.0}
+    if layer.op in ("depthwise", "transposed"):
+        name = {1: "1-D", 3: "3-D"}.get(len(layer.spatial), name if name == "large kernels" else layout)
+    if name not in CUDA_FLOORS:
+        return {}
+    roofline, ratio = (values[CONV_PASSES.index(pass_name)] for values in CUDA_FLOORS[name])
+    return {"roofline": roofline, "ratio": ratio}
+
+
+def floors(layer: Layer, batch: int, layout: str, dtype: str, pass_name: str, device: str = "cpu") -> dict[str, float]:
     """The least ratio, share of the roofline, of the speed of our float32, of two ops, of a plain convolution."""
     name = family(layer)
+    if device == "cuda":
+        return cuda_floors(layer, layout, pass_name)
     if layer.op == "deform":  # at most so many times a plain convolution's time
         of_plain = {"of_plain": 1 / (2.5 if pass_name == "training" else 1.8)}
         return of_plain if dtype in ("float32", "float64") else {**of_plain, "of_float32": 0.9}

@@ -5,25 +5,25 @@ import json
 from collections import defaultdict
 from pathlib import Path
 from statistics import geometric_mean
+from types import ModuleType
 
-import machine
 import rich.box
 import rich.console
 import rich.table
 from layers import PASSES
 
 CONSOLE = rich.console.Console(highlight=False, width=170)
-SHARES = {"of_two_ops": "two ops", "of_plain": "plain"}  # their time / ours
+SHARES = {"of_two_ops": "two ops", "of_plain": "plain", "of_aten": "ATen"}  # their time / ours
 KEY = ("op", "layer", "batch", "layout", "dtype", "threads", "pass")
 
 
-def print_header(header: dict, options: argparse.Namespace) -> None:
+def print_header(header: dict, options: argparse.Namespace, device: ModuleType) -> None:
     CONSOLE.print(", ".join(f"{name} {value}" for name, value in header.items()))
     for threads in options.threads:
-        copies = [f"{size >> 10} KiB {machine.bandwidth(size, threads) / 1e9:.0f}" for size in machine.COPY_SIZES[2::2]]
+        copies = [f"{size >> 10} KiB {device.bandwidth(size, threads) / 1e9:.0f}" for size in device.COPY_SIZES[2::2]]
         CONSOLE.print(
-            f"{threads} threads: {machine.peak('float32', threads) / 1e9:.0f} GFLOP/s in float32, "
-            f"{machine.peak('float64', threads) / 1e9:.0f} in float64; copies, GB/s: " + ", ".join(copies)
+            f"{threads} threads: {device.peak('float32', threads) / 1e9:.0f} GFLOP/s in float32, "
+            f"{device.peak('float64', threads) / 1e9:.0f} in float64; copies, GB/s: " + ", ".join(copies)
         )
     CONSOLE.print()
 

@@ -1,23 +1,45 @@
-"""Every test runs on our kernels, whatever this CPU would choose."""
+"""Every test runs on our own kernels, whatever this CPU would choose, and once more on a GPU.
+
+Tests that ask for `isa` run under each instruction set. On the GPU what a test creates lies there: it is the default
+device.
+"""
 
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from torch_ext import testing
 
+# On AVX-512 the default hands many calls to PyTorch: the widest kernels of our own are used instead.
 OURS = [name for name in ("scalar", "avx2") if name in testing.isas()]
+# About the build, files, other processes, or the CPU's kernels.
+CPU_ONLY = {f"test_{name}" for name in ("benchmarks", "build", "consumer", "ddp", "demo", "docs", "include_rules")}
+CPU_ONLY |= {f"test_{name}" for name in ("keras", "loader", "memory", "threads", "which_kernel")}
+NO_GPU = "no GPU is visible, or this build of torch_ext is for the CPU alone"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    module = metafunc.module.__name__
+    names = OURS if "isa" in metafunc.fixturenames else OURS[-1:]
+    names = ["cuda"] if module == "test_cuda" else names if module in CPU_ONLY else [*names, "cuda"]
+    metafunc.parametrize("kernels", names, indirect=True)
 
 
 @pytest.fixture(autouse=True)
-def our_kernels() -> Iterator[None]:
-    """On AVX-512 the default hands many calls to PyTorch: the widest kernels of our own are used instead."""
-    with testing.isa(OURS[-1]):
-        yield
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The instruction set, or "cuda"."""
+    if request.param == "cuda":
+        if "cuda" not in testing.devices():
+            pytest.skip(NO_GPU)
+        with torch.device("cuda"):
+            yield request.param
+    else:
+        with testing.isa(request.param):
+            yield request.param
 
 
-@pytest.fixture(params=OURS)
-def isa(request: pytest.FixtureRequest, our_kernels: None) -> Iterator[str]:
+@pytest.fixture
+def isa(kernels: str) -> str:
     """For tests that run under each instruction set of ours."""
-    with testing.isa(request.param):
-        yield request.param
+    return kernels

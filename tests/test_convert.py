@@ -56,7 +56,8 @@ def test_outputs_and_gradients_stay(dtype: torch.dtype, format: torch.memory_for
     converted = torch_ext.convert(copy.deepcopy(model))
     results = []
     for each in (model, converted):
-        input = torch.randn(2, 3, 20, 18, generator=torch.Generator().manual_seed(1)).to(dtype)
+        torch.manual_seed(1)
+        input = torch.randn(2, 3, 20, 18).to(dtype)
         output = each(input.to(memory_format=format).requires_grad_())
         results.append([output, *torch.autograd.grad(output.square().mean(), list(each.parameters()))])
     for actual, expected in zip(results[1], results[0]):

@@ -1,59 +1,27 @@
-"""On a GPU: every case against the reference in float64, derivatives, streams, graphs, determinism."""
+"""What only a GPU has: streams, graphs, atomic sums, several devices."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
 
-from torch_ext import testing, which_kernel
-
-pytestmark = pytest.mark.skipif(
-    "cuda" not in testing.devices(), reason="no GPU is visible, or this build of torch_ext is for the CPU alone"
-)
-every_case = pytest.mark.parametrize("case", testing.CASES, ids=lambda case: case.name)
+from torch_ext import which_kernel
 
 
-@every_case
-@pytest.mark.parametrize("dtype", testing.dtypes, ids=lambda dtype: str(dtype)[6:])
-def test_forward(case: testing.Case, dtype: torch.dtype) -> None:
-    tensors = case.tensors(dtype)
-    output = case.function(*case.tensors(dtype, "cuda"))
-    assert output.is_cuda and output.dtype == dtype
-    assert output.stride() == case.function(*tensors).stride()
-    testing.assert_close(output.cpu(), case.expected(*tensors))
-
-
-@every_case
-def test_gradients(case: testing.Case) -> None:
-    tensors = case.tensors(torch.float64, "cuda", requires_grad=True)
-    given = [t for t in tensors if t is not None]
-
-    def function(*given: torch.Tensor) -> torch.Tensor:
-        left = iter(given)
-        return case.function(*(t if t is None else next(left) for t in tensors))
-
-    # Sums of atomic additions differ in their last bits.
-    assert gradcheck(function, given, check_forward_ad=True, nondet_tol=1e-10, fast_mode=True)
-    assert gradgradcheck(function, given, nondet_tol=1e-10, fast_mode=True)
-
-
-@every_case
-@pytest.mark.parametrize("dtype", testing.dtypes, ids=lambda dtype: str(dtype)[6:])
-def test_gradients_are_those_of_the_cpu(case: testing.Case, dtype: torch.dtype) -> None:
-    results = []
-    for device in ("cpu", "cuda"):
-        leaves = case.tensors(dtype, device, requires_grad=True)
-        if device == "cpu":
-            leaves = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
-        output = case.function(*leaves)
-        given = [t for t in leaves if t is not None]
-        results.append(torch.autograd.grad(output, given, torch.ones_like(output)))
-    for ours, expected in zip(results[1], results[0], strict=True):
-        testing.assert_close(ours.cpu(), expected)
-
-
-def depthwise(device: str = "cuda") -> tuple[torch.Tensor, torch.Tensor]:
+def depthwise() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    return torch.randn(2, 32, 28, 28).to(device), torch.randn(32, 1, 5, 5).to(device)
+    return torch.randn(2, 32, 28, 28), torch.randn(32, 1, 5, 5)
+
+
+def deformable() -> list[torch.Tensor]:
+    """The arguments of the backward op: grad_output, input, offset, weight, mask."""
+    torch.manual_seed(0)
+    sizes = (2, 4, 20, 20), (2, 8, 20, 20), (2, 18, 20, 20), (4, 8, 3, 3), (2, 9, 20, 20)
+    return [torch.randn(size) for size in sizes]
+
+
+def deform_backward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.ops.torch_ext.deform_conv_backward(*tensors, [1, 1], [1] * 4, [1, 1], [True] * 5)
 
 
 def test_which_kernel() -> None:
@@ -95,22 +63,31 @@ def test_graph_capture() -> None:
     assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
 
 
-def test_deterministic() -> None:
-    torch.manual_seed(0)
-    tensors = torch.randn(2, 8, 20, 20), torch.randn(2, 18, 20, 20), torch.randn(4, 8, 3, 3), torch.rand(2, 9, 20, 20)
-    grad_output, numbers = torch.randn(2, 4, 20, 20).cuda(), ([1, 1], [1] * 4, [1, 1])
-    arguments = [t.cuda() for t in tensors]
-    call = lambda: torch.ops.torch_ext.deform_conv_backward(grad_output, *arguments, *numbers, [True] * 5)  # noqa: E731
-    usual = call()
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # PyTorch asks for it before a product
     torch.use_deterministic_algorithms(True)
-    try:
-        results = [call() for _ in range(3)]
-    finally:
-        torch.use_deterministic_algorithms(False)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-    for a, b in zip(results[0], usual, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic(deterministic: None) -> None:
+    tensors = deformable()
+    first, *others = (deform_backward(*tensors) for _ in range(3))
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(other, first, strict=True))
+    expected = deform_backward(*(t.cpu().double() for t in tensors))
+    for a, b in zip(first, expected, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["grad_output", "weight", "mask"])
+def test_deterministic_sums_of_no_numbers(deterministic: None, name: str, special: float) -> None:
+    """Fixed-point numbers cannot hold them: then the gradient of the input has no number at all."""
+    tensors = deformable()
+    tensors[{"grad_output": 0, "weight": 3, "mask": 4}[name]].view(-1)[100] = special
+    assert deform_backward(*tensors)[0].isnan().all()
 
 
 def test_devices_must_be_one() -> None:

@@ -668,7 +668,7 @@ class TorchvisionPack(torch_ext.nn.DeformConv2dPack):
 
 
 def test_a_detector_trains_as_with_torchvision() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     images = torch.randn(4, 3, 16, 16, generator=generator)
     targets = torch.randn(4, 5, 8, 8, generator=generator)
     losses = []

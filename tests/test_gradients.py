@@ -56,7 +56,7 @@ def test_third_derivative() -> None:
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_hessian_by_value(transform: str) -> None:
     """Hessians of both ops equal those of F.conv2d: a derivative that is dropped gives zeros without an error."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     input = torch.randn(1, 2, 4, 3, dtype=torch.float64, generator=generator)
     weight = torch.randn(4, 1, 2, 2, dtype=torch.float64, generator=generator)
     bias = torch.randn(4, dtype=torch.float64, generator=generator)

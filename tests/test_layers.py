@@ -38,7 +38,8 @@ def seeded(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Modu
 
 
 def input_of(n: int, dtype: torch.dtype = torch.float32, channels: int = 4) -> Tensor:
-    return torch.randn(2, channels, *SIZES[n], generator=torch.Generator().manual_seed(1)).to(dtype)
+    torch.manual_seed(1)
+    return torch.randn(2, channels, *SIZES[n]).to(dtype)
 
 
 def three_kinds(n: int, **kwargs: Any) -> list[nn.Module]:

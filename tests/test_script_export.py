@@ -34,7 +34,7 @@ def layers() -> list[nn.Module]:
 
 
 def input_of(layer: nn.Module) -> Tensor:
-    return torch.randn(2, 4, 9, 8, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 4, 9, 8, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
 
 
 @pytest.mark.parametrize("layer", layers(), ids=str)

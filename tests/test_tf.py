@@ -32,7 +32,7 @@ def loop_nest(
 
 
 def integers(*size: int) -> Tensor:
-    return torch.randint(-4, 5, size, generator=torch.Generator().manual_seed(0)).float()
+    return torch.randint(-4, 5, size, generator=torch.Generator(torch.get_default_device()).manual_seed(0)).float()
 
 
 def test_value_published_with_tensorflow() -> None:

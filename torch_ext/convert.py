@@ -5,6 +5,7 @@ layer and the pointwise one behind it become one layer, whose parts they are, an
 """
 
 import copy
+import json
 import sys
 
 import torch
@@ -58,7 +59,7 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
         elif _is_timms_same(layer) and _has_kernel(layer):
             layer._was = type(layer), layer.padding
             layer.__class__, layer.padding = Conv2d, "same"
-        elif _is_torchvisions_deform(layer) and is_served(layer.weight) and layer.weight.device.type != "cuda":
+        elif _is_torchvisions_deform(layer) and _has_deform_kernel(layer):
             layer.__class__ = DeformConv2d
     for layer in [layer for layer in model.modules() if type(layer) is nn.Sequential]:
         _join_pairs(layer)
@@ -99,6 +100,11 @@ def revert(model: nn.Module) -> nn.Module:
 
 def _has_kernel(layer: nn.Module) -> bool:
     return is_served(layer.weight) and torch.ops.torch_ext._has_kernel(layer.weight, layer.dilation, layer.groups)
+
+
+def _has_deform_kernel(layer: nn.Module) -> bool:
+    built_with_cuda = json.loads(torch.ops.torch_ext._build_info())["cuda"] is not None
+    return is_served(layer.weight) and (built_with_cuda or not layer.weight.is_cuda)
 
 
 def _torch_has_padding(layer: nn.Module) -> bool:

@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "conv.h"
 #include "ops/check.h"
@@ -22,6 +23,7 @@ using ops::view;
 using Deform = DeformGeometry<int64_t>;
 
 constexpr int64_t kColumnsBytes = 64 << 20;
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 // In T, or in the type of its sums.
 template <class V, class T>
@@ -104,13 +106,14 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
   });
 }
 
-// The largest sum of a gradient is below 2^62 of these.
+// The largest sum of a gradient is below 2^62 of these; no number where that sum may be infinite or no number.
 Tensor fixed_point_scale(const Tensor& grad_output, const Tensor& weight, const Tensor& mask, at::ScalarType type) {
   const auto largest = [&](const Tensor& tensor) { return tensor.abs().amax().to(at::kDouble); };
   const double terms = static_cast<double>(grad_output.numel()) * static_cast<double>(weight.numel());
   Tensor bound = largest(grad_output).mul(largest(weight)).mul(terms);
   if (mask.defined()) bound = bound.mul(largest(mask));
-  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().to(type);
+  bound = bound.to(type);
+  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().add(bound - bound);
 }
 
 template <class T, class S>
@@ -150,6 +153,7 @@ struct BackwardPass {
         const Tensor d = gradient.select(1, group).transpose(1, 2);
         columns[group].copy_(d.matmul(factors[group]));
       }
+      if (scale.defined()) scale.masked_fill_(columns.isfinite().all().logical_not(), kNone);
       DeformKernels<T>::spread_columns(queue, call.inputs(part), as_const(call.view_of(columns, part)), to);
     });
     if (grad_input.defined())

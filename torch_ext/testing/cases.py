@@ -72,12 +72,12 @@ class Case:
     def tensors(
         self,
         dtype: torch.dtype = torch.float64,
-        device: str = "cpu",
+        device: str | None = None,
         *,
         integers: bool = False,
         requires_grad: bool = False,
     ) -> list[Tensor | None]:
-        """Input, weights, bias (or None), and a mask if there is one: the same in every run.
+        """Input, weights, bias (or None), and a mask if there is one: the same in every run, on every device.
 
         Integers lie in [-4, 4], and offsets in quarters of them, so that sums are exact.
         """
@@ -85,10 +85,10 @@ class Case:
 
         def make(size: Size, layout: str = "contiguous") -> Tensor:
             if integers:
-                values = torch.randint(-4, 5, size, generator=generator).double()
+                values = torch.randint(-4, 5, size, generator=generator, device="cpu").double()
             else:
-                values = torch.randn(size, generator=generator, dtype=torch.float64)
-            tensor = LAYOUTS[layout](values.to(device=device, dtype=dtype))
+                values = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+            tensor = LAYOUTS[layout](values.to(device=device or torch.get_default_device(), dtype=dtype))
             return tensor.requires_grad_(requires_grad)
 
         weights = [make(size, self.weight_layout if size == self.weights[0] else "contiguous") for size in self.weights]

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -61,6 +63,10 @@ class Log : public simt::AccessLog {
       ADD_FAILURE() << "no traffic of " << name;
       return;
     }
+    if (std::getenv("TORCH_EXT_TRAFFIC"))
+      std::printf("%s of %s: %.2f sectors a request, %.2f of ideal, %.2f of the bytes allowed\n",
+                  kind == simt::Access::kLoad ? "loads" : "stores", name.c_str(), t.sectors_per_request(),
+                  t.sectors_over_ideal(), static_cast<double>(t.bytes_moved) / bytes);
     EXPECT_LE(t.sectors_over_ideal(), sectors) << name << ": " << t.sectors_per_request() << " sectors per request";
     EXPECT_LE(static_cast<double>(t.bytes_moved), bytes) << name << ": bytes moved";
   }

@@ -53,6 +53,32 @@ ConvCase grouped_case(int64_t groups, int64_t inputs, int64_t outputs, Sizes in,
   return c;
 }
 
+template <class T>
+void expect_little_traffic(const ConvCase& c) {
+  SCOPED_TRACE(c.text());
+  ConvProblem<T> p(c);
+  cuda::grouped_forward<T>(p.g, p.device_input.input(), p.device_weight.input(), p.device_bias, p.output.view(),
+                           p.multiprocessors, p.launch());
+  p.gpu.expect_loads(p.device_input.buffer, 1.3, 1.15);
+  p.gpu.expect_stores(p.output.buffer, 1.3, 1.15);
+  cuda::grouped_grad_input<T>(p.g, p.device_grad_output.input(), p.device_weight.input(), p.grad_input.view(),
+                              p.multiprocessors, p.launch());
+  p.gpu.expect_loads(p.device_grad_output.buffer, 1.3, 1.15);
+  p.gpu.expect_stores(p.grad_input.buffer, 1.3, 1.15);
+}
+
+TEST_F(GroupedCuda, Traffic) {
+  if (simt::kAddressSanitizer || simt::kThreadSanitizer) GTEST_SKIP() << "counted without sanitizers";
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (int64_t channels : {2, 4, 8}) {
+      ConvCase c = grouped_case(64 / channels, channels, channels, {56, 56}, 3);
+      c.input_layout = c.output_layout = layout;
+      c.multiprocessors = 1;
+      expect_little_traffic<float>(c);
+      expect_little_traffic<Half>(c);
+    }
+}
+
 TEST_F(GroupedCuda, ChannelsAndWidths) {
   int i = 0;
   for (auto [inputs, outputs] : {std::pair{2, 2}, {4, 4}, {3, 5}, {8, 8}, {5, 1}, {15, 9}})
