@@ -4,12 +4,15 @@ Tests that ask for `isa` run under each instruction set. On the GPU what a test 
 device.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from torch_ext import testing
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; read once, at the first one
 
 # On AVX-512 the default hands many calls to PyTorch: the widest kernels of our own are used instead.
 OURS = [name for name in ("scalar", "avx2") if name in testing.isas()]
@@ -32,7 +35,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda":
         if "cuda" not in testing.devices():
             pytest.skip(NO_GPU)
-        with torch.device("cuda"):
+        with torch.device("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield request.param
     else:
         with testing.isa(request.param):

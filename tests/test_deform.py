@@ -369,7 +369,7 @@ def test_autocast() -> None:
     input, offset = torch.randn(1, 4, 6, 6), torch.randn(1, 18, 6, 6)
     weight, mask = torch.randn(3, 4, 3, 3), torch.rand(1, 9, 6, 6)
     expected = functional.deform_conv2d(input, offset, weight, padding=1, mask=mask)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         output = functional.deform_conv2d(input, offset, weight, padding=1, mask=mask)
         assert torch.equal(output, expected)
         half = functional.deform_conv2d(input.bfloat16(), offset.bfloat16(), weight, padding=1, mask=mask)
@@ -386,7 +386,7 @@ def test_autocast_leaves_derivatives_alone() -> None:
     call = lambda *t: functional.deform_conv2d(*t, padding=1)  # noqa: E731
     expected = torch.autograd.grad(call(*tensors).sum(), tensors)
     tangents = torch.func.jvp(call, tensors, expected)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         for create_graph in (False, True):
             ours = torch.autograd.grad(call(*tensors).sum(), tensors, create_graph=create_graph)
             for a, b in zip(ours, expected, strict=True):

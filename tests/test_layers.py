@@ -278,7 +278,7 @@ def test_weight_norm(n: int) -> None:
 
 def test_autocast_as_torch() -> None:
     layer, theirs = (seeded(f, *a, 4, 6, 3, padding=1) for f, a in ((ours, ("Conv", 2)), (torchs, (2,))))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         output, wanted = layer(input_of(2)), theirs(input_of(2))
     assert output.dtype == wanted.dtype == torch.bfloat16
     torch.testing.assert_close(output, wanted, rtol=2e-2, atol=2e-2)

@@ -19,8 +19,8 @@ def loop_nest(
     (top, bottom), (left, right) = pairs
     oh = (h + top + bottom - (kh - 1) * dilations[0] - 1) // strides[0] + 1
     ow = (w + left + right - (kw - 1) * dilations[1] - 1) // strides[1] + 1
-    data, taps = input.double().numpy(), filter.double().numpy()
-    output = torch.zeros(n, oh, ow, channels * multiplier, dtype=torch.float64)
+    data, taps = input.double().cpu().numpy(), filter.double().cpu().numpy()
+    output = torch.zeros(n, oh, ow, channels * multiplier, dtype=torch.float64, device="cpu")
     for b, y, x, c, m in itertools.product(*map(range, (n, oh, ow, channels, multiplier))):
         total = 0.0
         for i, j in itertools.product(range(kh), range(kw)):
@@ -28,7 +28,7 @@ def loop_nest(
             if 0 <= row < h and 0 <= column < w:
                 total += data[b, row, column, c] * taps[i, j, c, m]
         output[b, y, x, c * multiplier + m] = total
-    return output
+    return output.to(input.device)
 
 
 def integers(*size: int) -> Tensor:

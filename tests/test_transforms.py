@@ -79,10 +79,10 @@ def test_autocast(op: str, dtype: torch.dtype) -> None:
     weights += [torch.randn(4, 4, 1, 1)] if op == "separable_conv2d" else []
     bias = torch.randn(4)
     tensors = [tensor.requires_grad_() for tensor in (input, *weights, bias)]
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(torch.get_default_device().type, dtype):
         output = function(*tensors)
         mixed = function(input.to(dtype), *tensors[1:])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(torch.get_default_device().type, enabled=False):
             assert function(*tensors).dtype == torch.float32
     assert output.dtype == mixed.dtype == dtype
     torch.testing.assert_close(output, function(*(tensor.to(dtype) for tensor in tensors)), rtol=0, atol=0)
@@ -92,14 +92,14 @@ def test_autocast(op: str, dtype: torch.dtype) -> None:
 
 def test_autocast_of_the_core_op() -> None:
     input, weight = torch.randn(2, 4, 6), torch.randn(4, 1, 3)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         output = torch.ops.torch_ext.conv(input, weight, torch.randn(4), [1], [1, 1], [1], 4)
     assert output.dtype == torch.bfloat16
 
 
 def test_autocast_leaves_float64_alone() -> None:
     input, weight = torch.randn(2, 4, 6, dtype=torch.float64), torch.randn(4, 1, 3, dtype=torch.float64)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         assert torch_ext.depthwise_conv1d(input, weight).dtype == torch.float64
 
 

@@ -107,13 +107,15 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
 }
 
 // The largest sum of a gradient is below 2^62 of these; no number where that sum may be infinite or no number.
-Tensor fixed_point_scale(const Tensor& grad_output, const Tensor& weight, const Tensor& mask, at::ScalarType type) {
+Tensor fixed_point_scale(const Deform& g, const Tensor& grad_output, const Tensor& weight, const Tensor& mask,
+                         at::ScalarType type) {
   const auto largest = [&](const Tensor& tensor) { return tensor.abs().amax().to(at::kDouble); };
-  const double terms = static_cast<double>(grad_output.numel()) * static_cast<double>(weight.numel());
+  // Of one pixel and channel: every sample of the image at most once, with a weight of at most one.
+  const double terms = static_cast<double>(g.positions()) * static_cast<double>(g.taps() * g.conv.out_per_group());
   Tensor bound = largest(grad_output).mul(largest(weight)).mul(terms);
   if (mask.defined()) bound = bound.mul(largest(mask));
   bound = bound.to(type);
-  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().add(bound - bound);
+  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().add(bound.sub(bound));
 }
 
 template <class T, class S>
@@ -133,7 +135,7 @@ struct BackwardPass {
     DeformGradients<T, S> to{{}, either<T, T>(grad_offset), either<T, T>(grad_mask)};
     if (grad_input.defined()) {
       sums = at::zeros({g.conv.batch, pixels, channels}, input.options().dtype(sums_type));
-      if (!std::same_as<S, Acc<T>>) scale = fixed_point_scale(grad_output, weight, mask, ops::sum_type<T>());
+      if (!std::same_as<S, Acc<T>>) scale = fixed_point_scale(g, grad_output, weight, mask, ops::sum_type<T>());
       to.sums = {static_cast<S*>(sums.mutable_data_ptr()), pixels * channels, 1, channels,
                  scale.defined() ? static_cast<const Acc<T>*>(scale.const_data_ptr()) : nullptr};
     }
