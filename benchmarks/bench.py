@@ -147,8 +147,9 @@ def main() -> None:
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False
-    header = yardsticks(options.device).describe()
-    report.print_header(header, options, yardsticks(options.device))
+    device = yardsticks(options.device)
+    header = device.describe()
+    report.print_header(header, options, device)
     table = report.Table(options)
     results = []
     for row in rows(options):

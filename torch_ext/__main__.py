@@ -1,15 +1,14 @@
 """python -m torch_ext info: says what is installed and how it will run here."""
 
 import argparse
-import json
 
 import torch
 
-from torch_ext._loader import LIBRARY
+from torch_ext._loader import LIBRARY, build_info
 
 
 def info() -> str:
-    build = json.loads(torch.ops.torch_ext._build_info())
+    build = build_info()
     rows = {
         "torch_ext": build["version"],
         "torch": f"{torch.__version__} (built with {build['torch']})",

@@ -1,5 +1,6 @@
 """Loads the C++ library, whose ops then live in torch.ops.torch_ext."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -32,6 +33,11 @@ def load(library: Path = LIBRARY) -> None:
             "libstdc++ found here, or another copy of torch_ext is loaded already. "
             f"To build it again, run in the source tree: {_BUILD}"
         ) from error
+
+
+def build_info() -> dict:
+    """What the library says of itself: versions, compiler, instruction sets, and "cuda": a release or None."""
+    return json.loads(torch.ops.torch_ext._build_info())
 
 
 def _minor(version: str) -> str:

@@ -5,12 +5,12 @@ layer and the pointwise one behind it become one layer, whose parts they are, an
 """
 
 import copy
-import json
 import sys
 
 import torch
 from torch import nn
 
+from torch_ext._loader import build_info
 from torch_ext.nn import Conv1d, Conv2d, Conv3d, DeformConv2d, SeparableConv1d, SeparableConv2d, SeparableConv3d
 from torch_ext.nn._base import is_served
 
@@ -103,8 +103,7 @@ def _has_kernel(layer: nn.Module) -> bool:
 
 
 def _has_deform_kernel(layer: nn.Module) -> bool:
-    built_with_cuda = json.loads(torch.ops.torch_ext._build_info())["cuda"] is not None
-    return is_served(layer.weight) and (built_with_cuda or not layer.weight.is_cuda)
+    return is_served(layer.weight) and not (layer.weight.is_cuda and build_info()["cuda"] is None)
 
 
 def _torch_has_padding(layer: nn.Module) -> bool:

@@ -1,12 +1,12 @@
 """What tests and benchmarks share: devices, dtypes, tolerances, one list of cases, and switches for kernels."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from torch_ext._loader import build_info
 from torch_ext.testing.cases import CASES, LAYOUTS, Case
 from torch_ext.testing.override import override_aten
 
@@ -39,7 +39,7 @@ def devices() -> list[str]:
         >>> testing.devices()[0]
         'cpu'
     """
-    return ["cpu", "cuda"] if _build_info()["cuda"] and torch.cuda.is_available() else ["cpu"]
+    return ["cpu", "cuda"] if build_info()["cuda"] and torch.cuda.is_available() else ["cpu"]
 
 
 def isas() -> list[str]:
@@ -50,7 +50,7 @@ def isas() -> list[str]:
         >>> testing.isas()[0]
         'scalar'
     """
-    return _build_info()["isa_supported"]
+    return build_info()["isa_supported"]
 
 
 @contextlib.contextmanager
@@ -105,7 +105,3 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     assert not (excess > 0).any() and not excess.isnan().any(), (
         f"{(excess > 0).sum()} of {excess.numel()} elements are off, by up to {excess.max():.3g} more than allowed"
     )
-
-
-def _build_info() -> dict:
-    return json.loads(torch.ops.torch_ext._build_info())

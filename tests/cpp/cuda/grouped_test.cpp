@@ -5,14 +5,24 @@ namespace torch_ext::test {
 namespace {
 
 template <class T>
+void run_grouped_forward(ConvProblem<T>* p) {
+  cuda::grouped_forward<T>(p->g, p->device_input.input(), p->device_weight.input(), p->device_bias, p->output.view(),
+                           p->multiprocessors, p->launch());
+}
+
+template <class T>
+void run_grouped_grad_input(ConvProblem<T>* p) {
+  cuda::grouped_grad_input<T>(p->g, p->device_grad_output.input(), p->device_weight.input(), p->grad_input.view(),
+                              p->multiprocessors, p->launch());
+}
+
+template <class T>
 void check_grouped(const ConvCase& c) {
   SCOPED_TRACE(c.text());
   ConvProblem<T> p(c);
-  cuda::grouped_forward<T>(p.g, p.device_input.input(), p.device_weight.input(), p.device_bias, p.output.view(),
-                           p.multiprocessors, p.launch());
+  run_grouped_forward(&p);
   p.output.expect(p.gpu, p.expected_output(), "output");
-  cuda::grouped_grad_input<T>(p.g, p.device_grad_output.input(), p.device_weight.input(), p.grad_input.view(),
-                              p.multiprocessors, p.launch());
+  run_grouped_grad_input(&p);
   p.grad_input.expect(p.gpu, p.expected_grad_input(), "grad_input");
   run_grad_weight(&p, p.launch());
   p.grad_weight.expect(p.gpu, p.expected_grad_weight(), "grad_weight");
@@ -57,12 +67,10 @@ template <class T>
 void expect_little_traffic(const ConvCase& c, double sectors, double bytes) {
   SCOPED_TRACE(c.text());
   ConvProblem<T> p(c);
-  cuda::grouped_forward<T>(p.g, p.device_input.input(), p.device_weight.input(), p.device_bias, p.output.view(),
-                           p.multiprocessors, p.launch());
+  run_grouped_forward(&p);
   p.gpu.expect_loads(p.device_input.buffer, sectors, bytes);
   p.gpu.expect_stores(p.output.buffer, 1.3, 1.15);
-  cuda::grouped_grad_input<T>(p.g, p.device_grad_output.input(), p.device_weight.input(), p.grad_input.view(),
-                              p.multiprocessors, p.launch());
+  run_grouped_grad_input(&p);
   p.gpu.expect_loads(p.device_grad_output.buffer, sectors, bytes);
   p.gpu.expect_stores(p.grad_input.buffer, 1.3, 1.15);
 }
