@@ -2,8 +2,10 @@
 
 Every result is compared with float64 before it is timed. Both sides run in turn and the least time counts; what is
 reported is times in ms, PyTorch / ours, and the share of the roofline that ours reaches: the least time that the
-machine's multiply-adds and copies (measured here, at the layer's size) allow. With --device cuda each call begins with
-a cold L2 cache, and "ATen" is PyTorch without cuDNN.
+machine's multiply-adds and copies (measured here, at the layer's size) allow.
+
+With --device cuda each call begins with a cold L2 cache. PyTorch is then the faster of its own depthwise kernel ("ATen"
+in the tables) and cuDNN, or torchvision; "copy" is the share of the bandwidth of a copy of the layer's size.
 
 The process restarts itself with the heap pinned, since fresh pages cost more than most convolutions (--default-heap:
 as users have it), and with both sides held to AVX2 (--isa native: as the CPU is; scalar: our portable kernels).
@@ -14,10 +16,13 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import machine
 from layers import PASSES, Layer, family, floors, guard, read_layers
+
+BATCHES = {"cpu": [1, 8], "cuda": [32, 128]}
 
 
 def parse() -> argparse.Namespace:
@@ -26,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--op", action="append", choices=ops, help="default: all")
     parser.add_argument("--filter", default="", help="only layers whose name or family has this in it")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batch", type=int, nargs="+", help=f"default: {BATCHES}")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, float64, bfloat16, float16 or all")
     parser.add_argument("--layout", nargs="+", default=["contiguous", "channels_last"])
@@ -36,24 +41,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.15, help="least time for each pair of calls")
     parser.add_argument("--floors", action="store_true", help="exit 1 if a floor is missed in three runs of three")
     parser.add_argument("--short", action="store_true", help="print only what misses its floor")
-    parser.add_argument("--save", metavar="FILE.json", help="results, and beside them a plot for each family")
+    parser.add_argument(
+        "--save",
+        metavar="FILE.json",
+        help="results, and beside them a plot for each family; of a GPU always, by default in benchmarks/results",
+    )
     parser.add_argument("--compare", metavar="FILE.json", help="times our results of an earlier --save")
     parser.add_argument("--default-heap", action="store_true")
     options = parser.parse_args()
     if options.dtype == ["all"]:
         options.dtype = ["float32", "float64", "bfloat16", "float16"]
+    options.batch = options.batch or BATCHES[options.device]
     if options.device == "cuda":
         options.threads, options.isa = [1], "native"
     return options
 
 
 def batches(layer: Layer, wanted: list[int]) -> list[int]:
-    """Several large images at once would say nothing that one does not."""
-    return [n for n in wanted if n == 1 or layer.elements(n) < 1 << 26]
+    """Several large images at once would say nothing that one does not: then one."""
+    return [n for n in wanted if n == 1 or layer.elements(n) < 1 << 26] or [1]
 
 
 def yardsticks(device: str) -> ModuleType:
-    """`least`, `peak` and `bandwidth` of the device."""
+    """`least`, `peak`, `bandwidth` and more of the device."""
     return importlib.import_module("gpu") if device == "cuda" else machine
 
 
@@ -61,17 +71,21 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
     """One row of the results."""
     device = yardsticks(problem.device)
     layer, batch = problem.layer, problem.tensors[0].size(0)
-    sides = dict(zip(("torch", "ours", problem.third), calls[pass_name]))
+    sides = dict(zip(("torch", "ours", *problem.others), calls[pass_name]))
     if dtype != "float32":
         sides["float32"] = plain[pass_name][1]
+    size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
+    if problem.device == "cuda":
+        sides["copy"] = device.copy(size)
     times = dict(zip(sides, device.least([*sides.values()], seconds)))
-    torch_s, ours_s = times["torch"], times["ours"]
+    torch_s, ours_s = min(times[name] for name in ("torch", "aten", "cudnn") if name in times), times["ours"]
     if sides["torch"] is sides["ours"]:
         torch_s = ours_s = min(torch_s, ours_s)
-    size = layer.elements(batch) * {"float64": 8, "float32": 4}.get(dtype, 2)
     flops = layer.flops(batch) * (3 if pass_name == "training" else 1)
-    least_s = max(flops / device.peak(dtype, threads), size / device.bandwidth(size, threads))
+    copy_s = times["copy"] if "copy" in times else size / device.bandwidth(size, threads)
+    least_s = max(flops / device.peak(dtype, threads), copy_s)
     row = {
+        "device": problem.device,
         "op": layer.op,
         "family": family(layer),
         "layer": layer.name,
@@ -88,7 +102,7 @@ def measure(problem, calls, dtype: str, layout: str, pass_name: str, threads: in
         "roofline": least_s / ours_s,
         "kernel": problem.kernel(dtype, layout, pass_name),
     }
-    row |= {f"of_{name}": times[name] / ours_s for name in ("float32", "two_ops", "plain", "aten") if name in times}
+    row |= {f"of_{name}": times[name] / ours_s for name in times if name not in ("torch", "ours")}
     least_of = floors(layer, batch, layout, dtype, pass_name, problem.device)
     row["misses"] = {name: f"{row[name]:.2f} < {floor:.2f}" for name, floor in least_of.items() if row[name] < floor}
     if row["ratio"] < guard(torch_s):
@@ -147,6 +161,9 @@ def main() -> None:
     if options.device == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False
+        card = torch.cuda.get_device_name().lower().replace(" ", "-")
+        name = "-".join(filter(None, [card, *(options.op or []), options.filter]))
+        options.save = options.save or str(Path(__file__).parent / "results" / f"{name}.json")
     device = yardsticks(options.device)
     header = device.describe()
     report.print_header(header, options, device)

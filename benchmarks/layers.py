@@ -155,7 +155,8 @@ def guard(torch_seconds: float) -> float:
     return 0.9 if torch_seconds < 0.2e-3 else 0.95
 
 
-# On a GPU: the least share of the roofline of (forward, grad input, grad weight), and times PyTorch.
+# On a GPU: the least share of the roofline of (forward, grad input, grad weight), and times the faster of PyTorch's own
+# kernel and cuDNN.
 CUDA_FLOORS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "channels_last": ((0.8, 0.75, 0.65), (1.2, 1.1, 1.2)),
     "contiguous": ((0.75, 0.7, 0.65), (2, 2, 5)),

@@ -1,5 +1,7 @@
 """One layer as PyTorch's calls and ours, with the float64 results that both have to give."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -9,12 +11,28 @@ import torchvision
 from layers import CONV_PASSES, Layer
 
 Result = torch.Tensor | tuple[torch.Tensor, ...]
-Calls = tuple[Callable[[], Result], ...]  # PyTorch's, ours; and of some layers a third, to be compared with
+Calls = tuple[Callable[[], Result], ...]  # PyTorch's, ours; and others to be compared with
+# What a transposed layer calls the passes of the convolution.
+TRANSPOSED = {"forward": "grad_input", "grad_input": "forward", "grad_weight": "grad_weight"}
 
 
-def integers(*shape: int) -> torch.Tensor:
+@dataclasses.dataclass(frozen=True)
+class Native:
+    """A call without cuDNN. Who takes its time calls `call` under `setting`, to leave that out of the time."""
+
+    call: Callable[[], Result]
+
+    def setting(self) -> contextlib.AbstractContextManager:
+        return torch.backends.cudnn.flags(enabled=False)
+
+    def __call__(self) -> Result:
+        with self.setting():
+            return self.call()
+
+
+def integers(*shape: int, device: str = "cpu") -> torch.Tensor:
     """Exact in every dtype, and so are sums of their products."""
-    return torch.randint(-4, 5, shape).to(torch.float32)
+    return torch.randint(-4, 5, shape, device=device).to(torch.float32)
 
 
 class Problem:
@@ -22,12 +40,14 @@ class Problem:
 
     def __init__(self, layer: Layer, batch: int, device: str = "cpu") -> None:
         self.layer, self.device = layer, device
-        self.third = "" if device == "cpu" else "aten"
-        self.tensors = [
-            integers(batch, layer.in_channels, *layer.spatial),
-            integers(batch, layer.out_channels, *layer.out_spatial),
-            integers(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
-        ]
+        depthwise = layer.op in ("depthwise", "transposed")
+        self.others = () if device == "cpu" else ("aten", "cudnn") if depthwise else ("cudnn",)
+        shapes = (
+            (batch, layer.in_channels, *layer.spatial),
+            (batch, layer.out_channels, *layer.out_spatial),
+            (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
+        )
+        self.tensors = [integers(*shape, device=device) for shape in shapes]
 
     def _windows(self, padded: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
         """For each tap: what it meets, as a view of the padded image with the output's size."""
@@ -45,7 +65,8 @@ class Problem:
         layer, m = self.layer, self.layer.out_channels // self.layer.in_channels
         x, y, w = (tensor.double() for tensor in self.tensors)
         if layer.in_channels != layer.groups:
-            return dict(zip(CONV_PASSES, (theirs() for theirs, _ in self._sides("float64", "contiguous").values())))
+            sides = self._sides("float64", "contiguous", layer.op)
+            return dict(zip(CONV_PASSES, (theirs() for theirs, _ in sides.values())))
         pad = [side for pair in reversed(layer.padding) for side in pair]
         padded = F.pad(x, pad).repeat_interleave(m, 1)
         forward, grad_padded, grad_weight = torch.zeros_like(y), torch.zeros_like(padded), torch.zeros_like(w)
@@ -62,18 +83,32 @@ class Problem:
     def expected(self) -> dict[str, torch.Tensor]:
         """float64 results of the layer's own passes."""
         results = self.reference()
-        if self.layer.op == "transposed":
-            results["forward"], results["grad_input"] = results["grad_input"], results["forward"]
-        return results
+        return {TRANSPOSED[name]: results[name] for name in results} if self.layer.op == "transposed" else results
 
     def calls(self, dtype: str, layout: str) -> dict[str, Calls]:
-        """What is timed: PyTorch's, ours, and on a GPU PyTorch's without cuDNN."""
-        sides = self._sides(dtype, layout)
-        if self.device == "cpu":
-            return sides
-        return {name: (theirs, ours, _without_cudnn(theirs)) for name, (theirs, ours) in sides.items()}
+        """What is timed: PyTorch's, ours, and `others`, as far as there are such."""
+        sides = self._sides(dtype, layout, self.layer.op)
+        if "aten" in self.others:
+            rivals = self.rivals(dtype, layout)
+            return {name: sides[name] + rivals[name] for name in sides}
+        return {name: sides[name] + sides[name][: len(self.others)] for name in sides}  # PyTorch's are cuDNN's
 
-    def _sides(self, dtype: str, layout: str) -> dict[str, Calls]:
+    def rivals(self, dtype: str, layout: str) -> dict[str, Calls]:
+        """Of a depthwise layer: PyTorch's own kernel, and cuDNN's.
+
+        A transposed layer has the same passes under other names, and PyTorch leaves it to cuDNN in any dtype and
+        layout; `torch.backends.cudnn.depthwise_kernel` does so in contiguous float16 alone.
+        """
+        conv, transposed = (self._sides(dtype, layout, op) for op in ("depthwise", "transposed"))
+        result: dict[str, Calls] = {}
+        for name, other in TRANSPOSED.items():
+            key = other if self.layer.op == "transposed" else name
+            cudnn = transposed[other][0]
+            usable = self.layer.symmetric and _runs(cudnn)  # otherwise PyTorch pads in a call of its own
+            result[key] = (Native(conv[name][0]), cudnn) if usable else (Native(conv[name][0]),)
+        return result
+
+    def _sides(self, dtype: str, layout: str, op: str) -> dict[str, Calls]:
         """The core ops on both sides, each pass by itself, as autograd calls them."""
         layer, dims = self.layer, len(self.layer.spatial)
         x, y, w = (_laid_out(tensor, self.device, dtype, layout) for tensor in self.tensors)
@@ -87,7 +122,7 @@ class Problem:
         our_grad_input: Callable[[], torch.Tensor] = lambda: conv_backward(y, x, w, *ours, masks[0])[0]  # noqa: E731
         our_grad_weight: Callable[[], torch.Tensor] = lambda: conv_backward(y, x, w, *ours, masks[1])[1]  # noqa: E731
 
-        if layer.op == "transposed":
+        if op == "transposed":
             # The sizes that a stride leaves open.
             extra = [
                 size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
@@ -96,10 +131,10 @@ class Problem:
                 )
             ]
             theirs = list(layer.stride), before, list(layer.dilation), True, extra, layer.groups
-            op = getattr(torch.ops.torch_ext, f"depthwise_conv_transpose{dims}d")
+            our_transposed = getattr(torch.ops.torch_ext, f"depthwise_conv_transpose{dims}d")
             transposed = list(layer.stride), before, extra, list(layer.dilation)
             return {
-                "forward": (lambda: aten_conv(y, w, None, *theirs), lambda: op(y, w, None, *transposed)),
+                "forward": (lambda: aten_conv(y, w, None, *theirs), lambda: our_transposed(y, w, None, *transposed)),
                 "grad_input": (lambda: aten_backward(x, y, w, None, *theirs, masks[0])[0], our_forward),
                 "grad_weight": (lambda: aten_backward(x, y, w, None, *theirs, masks[1])[1], our_grad_weight),
             }
@@ -124,9 +159,10 @@ class Problem:
             and not torch.ops.torch_ext._has_kernel(w, layer.dilation, layer.groups)
         ):
             # The composite op calls PyTorch's, and autograd then takes its gradients.
-            op = getattr(torch.ops.torch_ext, f"group_conv{dims}d")
+            ours_of_groups = getattr(torch.ops.torch_ext, f"group_conv{dims}d")
             composite = list(layer.stride), before, list(layer.dilation), layer.groups
-            our_forward, our_grad_input, our_grad_weight = lambda: op(x, w, None, *composite), grad_input, grad_weight
+            our_forward = lambda: ours_of_groups(x, w, None, *composite)  # noqa: E731
+            our_grad_input, our_grad_weight = grad_input, grad_weight
         return {
             "forward": (forward, our_forward),
             "grad_input": (grad_input, our_grad_input),
@@ -137,8 +173,8 @@ class Problem:
         """Which kernel serves the layer's pass: the convolution's own name for it."""
         layer = self.layer
         x, w = (_laid_out(self.tensors[i], self.device, dtype, layout) for i in (0, 2))
-        if layer.op == "transposed" and pass_name != "grad_weight":
-            pass_name = CONV_PASSES[1 - CONV_PASSES.index(pass_name)]
+        if layer.op == "transposed":
+            pass_name = TRANSPOSED[pass_name]
         flat = [side for pair in layer.padding for side in pair]
         arguments = list(layer.stride), flat, list(layer.dilation), layer.groups
         return torch.ops.torch_ext._which_kernel("conv", x, w, None, *arguments, pass_name)
@@ -147,16 +183,17 @@ class Problem:
 class SeparableProblem:
     """A separable layer: forward, and a training step, forward with all gradients."""
 
-    third = "two_ops"  # ours
+    others = ("two_ops",)  # ours
 
     def __init__(self, layer: Layer, batch: int, device: str = "cpu") -> None:
         self.layer, self.device, ones = layer, device, (1,) * len(layer.spatial)
-        self.tensors = [
-            integers(batch, layer.in_channels, *layer.spatial),
-            integers(layer.in_channels, 1, *layer.kernel),
-            integers(layer.out_channels, layer.in_channels, *ones),
-        ]
-        self.grad_output = integers(batch, layer.out_channels, *layer.out_spatial)
+        shapes = (
+            (batch, layer.in_channels, *layer.spatial),
+            (layer.in_channels, 1, *layer.kernel),
+            (layer.out_channels, layer.in_channels, *ones),
+            (batch, layer.out_channels, *layer.out_spatial),
+        )
+        *self.tensors, self.grad_output = (integers(*shape, device=device) for shape in shapes)
 
     def expected(self) -> dict[str, Result]:
         return {name: calls[0]() for name, calls in self.calls("float64", "contiguous").items()}
@@ -203,18 +240,20 @@ class SeparableProblem:
 class DeformProblem:
     """A deformable layer with a mask, against torchvision's, and a plain convolution of the same size in float32."""
 
-    third = "plain"
+    others = ("plain",)
 
     def __init__(self, layer: Layer, batch: int, device: str = "cpu") -> None:
         self.layer, self.device = layer, device
         samples = layer.offset_groups * layer.taps
-        self.tensors = [
-            integers(batch, layer.in_channels, *layer.spatial),
-            integers(batch, 2 * samples, *layer.out_spatial) / 4,  # sums of quarters are exact, too
-            integers(layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
-            integers(batch, samples, *layer.out_spatial),
-        ]
-        self.grad_output = integers(batch, layer.out_channels, *layer.out_spatial)
+        shapes = (
+            (batch, layer.in_channels, *layer.spatial),
+            (batch, 2 * samples, *layer.out_spatial),
+            (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel),
+            (batch, samples, *layer.out_spatial),
+            (batch, layer.out_channels, *layer.out_spatial),
+        )
+        *self.tensors, self.grad_output = (integers(*shape, device=device) for shape in shapes)
+        self.tensors[1] /= 4  # sums of quarters are exact, too
 
     def expected(self) -> dict[str, Result]:
         return {name: calls[0]() for name, calls in self.calls("float64", "contiguous").items()}
@@ -260,12 +299,13 @@ def make_problem(layer: Layer, batch: int, device: str = "cpu") -> AnyProblem:
     return {"separable": SeparableProblem, "deform": DeformProblem}.get(layer.op, Problem)(layer, batch, device)
 
 
-def _without_cudnn(function: Callable[[], Result]) -> Callable[[], Result]:
-    def run() -> Result:
-        with torch.backends.cudnn.flags(enabled=False):
-            return function()
-
-    return run
+def _runs(call: Callable[[], Result]) -> bool:
+    """cuDNN has no engine for some layers: RuntimeError."""
+    try:
+        call()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _laid_out(tensor: torch.Tensor, device: str, dtype: str, layout: str) -> torch.Tensor:
@@ -277,13 +317,20 @@ def _laid_out(tensor: torch.Tensor, device: str, dtype: str, layout: str) -> tor
 
 
 def check(problem: AnyProblem, expected: dict[str, Result], dtype: str, layout: str) -> None:
-    """Our results are the float64 ones, rounded once; a GPU's deformable ones in 16 bit come from rounded columns."""
-    columns = problem.layer.op == "deform" and problem.device == "cuda" and dtype in ("bfloat16", "float16")
+    """Our results are the float64 ones, rounded once.
+
+    On a GPU cuDNN's are near them: Winograd's sums are not exact. So are deformable ones in 16 bit: their columns are
+    rounded.
+    """
+    tolerance = {"float64": 1e-12, "float32": 1e-3}.get(dtype, 0.02)
     for name, (_, ours, *_) in problem.calls(dtype, layout).items():
+        columns = problem.layer.op == "deform" and dtype in ("bfloat16", "float16")
+        rough = problem.device == "cuda" and (columns or "aten" in problem.kernel(dtype, layout, name))
         results, wanted = (value if isinstance(value, tuple) else (value,) for value in (ours(), expected[name]))
         for actual, exact in zip(results, wanted, strict=True):
             rounded = exact.to(actual)
-            near = columns and torch.allclose(actual, rounded, rtol=0.02, atol=0.02 * rounded.abs().max().item())
+            atol = tolerance * rounded.abs().max().item()
+            near = rough and torch.allclose(actual, rounded, rtol=tolerance, atol=atol)
             if not near and not torch.equal(actual, rounded):
                 wrong = (actual != rounded).sum().item()
                 layer = problem.layer

@@ -13,8 +13,15 @@ import rich.table
 from layers import PASSES
 
 CONSOLE = rich.console.Console(highlight=False, width=170)
-SHARES = {"of_two_ops": "two ops", "of_plain": "plain", "of_aten": "ATen"}  # their time / ours
-KEY = ("op", "layer", "batch", "layout", "dtype", "threads", "pass")
+# Their time / ours.
+SHARES = {
+    "of_two_ops": "two ops",
+    "of_plain": "plain",
+    "of_aten": "ATen",
+    "of_cudnn": "cuDNN",
+    "of_copy": "copy",
+}
+KEY = ("device", "op", "layer", "batch", "layout", "dtype", "threads", "pass")
 
 
 def print_header(header: dict, options: argparse.Namespace, device: ModuleType) -> None:
@@ -26,6 +33,10 @@ def print_header(header: dict, options: argparse.Namespace, device: ModuleType) 
             f"{device.peak('float64', threads) / 1e9:.0f} in float64; copies, GB/s: " + ", ".join(copies)
         )
     CONSOLE.print()
+
+
+def key(row: dict) -> tuple:
+    return tuple({"device": "cpu", **row}[name] for name in KEY)  # older files are of CPUs
 
 
 class Table:
@@ -40,7 +51,7 @@ class Table:
         self.earlier = {}
         if options.compare:
             old = json.loads(Path(options.compare).read_text())["results"]
-            self.earlier = {tuple(row[key] for key in KEY): row for row in old}
+            self.earlier = {key(row): row for row in old}
 
     def add(self, row: dict) -> None:
         if (row["op"], row["layer"]) != self.layer:
@@ -56,9 +67,9 @@ class Table:
         table = rich.table.Table(title=f"{first['op']} {first['layer']} ({first['family']})", title_justify="left")
         for name in self.COLUMNS:
             table.add_column(name, justify="left" if name in ("layout", "dtype", "pass") else "right")
-        for share in SHARES:
-            if share in first:
-                table.add_column(SHARES[share], justify="right")
+        shares = [share for share in SHARES if any(share in row for row in self.rows)]
+        for share in shares:
+            table.add_column(SHARES[share], justify="right")
         if self.earlier:
             table.add_column("was", justify="right")
         table.add_column("kernel")
@@ -67,9 +78,9 @@ class Table:
             cells = [str(row[name]) for name in ("batch", "layout", "dtype", "threads", "pass")]
             cells += [f"{row[name]:.3f}" for name in ("torch_ms", "ours_ms")]
             cells += [f"{row['ratio']:.2f}", f"{row['gflops']:.1f}", f"{row['gbytes']:.1f}", f"{row['roofline']:.2f}"]
-            cells += [f"{row[share]:.2f}" for share in SHARES if share in row]
+            cells += [f"{row[share]:.2f}" if share in row else "" for share in shares]
             if self.earlier:
-                old = self.earlier.get(tuple(row[key] for key in KEY))
+                old = self.earlier.get(key(row))
                 cells.append(f"{old['ours_ms'] / row['ours_ms']:.2f}x" if old else "")
             table.add_row(
                 *cells,
@@ -91,7 +102,7 @@ def print_summary(results: list[dict]) -> int:
     shares = [f"of {name}" for name in SHARES.values()]
     for name in ("op", "family", "layout", "dtype", *PASSES, *shares, "roofline", "short", "below guard"):
         table.add_column(name)
-    for key, rows in groups.items():
+    for group, rows in groups.items():
         cells = []
         for name in PASSES:
             ratios = [row["ratio"] for row in rows if row["pass"] == name]
@@ -103,7 +114,7 @@ def print_summary(results: list[dict]) -> int:
             f"{sum(bool(row['misses']) for row in rows)}/{len(rows)}",
             str(sum("guard" in r["misses"] for r in rows)),
         ]
-        table.add_row(*key, *cells)
+        table.add_row(*group, *cells)
     CONSOLE.print(table)
     short = sum(bool(row["misses"]) for row in results)
     guarded = sum("guard" in row["misses"] for row in results)
@@ -120,7 +131,11 @@ def save(path: str, header: dict, results: list[dict]) -> None:
         groups[row["op"], row["family"]].append(row)
     for (op, family), rows in groups.items():
         name = f"{op}-{family}".replace(", ", "-").replace("<= ", "to").replace("> ", "over").replace(" ", "-")
-        _plot(Path(path).with_suffix("").parent / f"{Path(path).stem}-{name}.png", f"{op}, {family}", rows)
+        _plot(
+            Path(path).with_suffix("").parent / f"{Path(path).stem}-{name}.png",
+            ", ".join([op, family, *([header["gpu"]] if "gpu" in header else [])]),
+            rows,
+        )
     CONSOLE.print(f"saved {path}")
 
 
