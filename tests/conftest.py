@@ -16,16 +16,20 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic pro
 
 # On AVX-512 the default hands many calls to PyTorch: the widest kernels of our own are used instead.
 OURS = [name for name in ("scalar", "avx2") if name in testing.isas()]
-# About the build, files, other processes, or the CPU's kernels.
+# About the build, files, other processes, or the CPU's kernels: modules, and single tests.
 CPU_ONLY = {f"test_{name}" for name in ("benchmarks", "build", "consumer", "ddp", "demo", "docs", "include_rules")}
 CPU_ONLY |= {f"test_{name}" for name in ("keras", "loader", "memory", "threads", "which_kernel")}
+CPU_ONLY |= {"test_huge_strides_never_reach_pytorch", "test_no_columns_of_a_whole_image"}
 NO_GPU = "no GPU is visible, or this build of torch_ext is for the CPU alone"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    module = metafunc.module.__name__
+    module, test = metafunc.module.__name__, metafunc.function.__name__
     names = OURS if "isa" in metafunc.fixturenames else OURS[-1:]
-    names = ["cuda"] if module == "test_cuda" else names if module in CPU_ONLY else [*names, "cuda"]
+    if module == "test_cuda":
+        names = ["cuda"]
+    elif not {module, test} & CPU_ONLY:
+        names = [*names, "cuda"]
     metafunc.parametrize("kernels", names, indirect=True)
 
 
@@ -35,7 +39,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda":
         if "cuda" not in testing.devices():
             pytest.skip(NO_GPU)
-        with torch.device("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.device("cuda"), cudnn:
             yield request.param
     else:
         with testing.isa(request.param):
@@ -46,3 +51,11 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
 def isa(kernels: str) -> str:
     """For tests that run under each instruction set of ours."""
     return kernels
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """For bit-equality on a GPU: atomic additions have one result for any order."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from devices import assert_near, on_gpu, passes, run_process
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -188,10 +189,11 @@ def test_large_images_keep_the_fraction(dtype: torch.dtype, size: tuple[int, ...
     assert_close(output, expected)
     grad_output = torch.randn(output.shape).to(dtype)
     theirs = torch.autograd.grad(expected, copies, grad_output.double())
+    agree = assert_near if on_gpu() else assert_close  # the weight's gradient is a product over so many positions
     for create_graph in (False, True):
         ours = torch.autograd.grad(output, tensors, grad_output, retain_graph=True, create_graph=create_graph)
         for a, b in zip(ours, theirs, strict=True):
-            assert_close(a.detach(), b)
+            agree(a.detach(), b)
 
 
 @pytest.mark.parametrize("wide", [("offset",), ("mask",), ("offset", "mask")], ids="+".join)
@@ -275,8 +277,8 @@ def smooth(case: Case) -> list[Tensor]:
 @pytest.mark.parametrize("case", [c for c in DEFORM if c.input[0]], ids=lambda case: case.name)
 def test_second_derivatives(case: Case) -> None:
     tensors = smooth(case)
-    assert gradcheck(case.function, tensors, check_forward_ad=True, fast_mode=True)
-    assert gradgradcheck(case.function, tensors, check_fwd_over_rev=True, fast_mode=True)
+    assert passes(gradcheck, case.function, tensors, check_forward_ad=True, fast_mode=True)
+    assert passes(gradgradcheck, case.function, tensors, check_fwd_over_rev=True, fast_mode=True)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -331,7 +333,7 @@ def test_meta_agrees_with_the_cpu(case: Case, dtype: torch.dtype) -> None:
     assert results[0] == results[1]
 
 
-def test_only_what_is_asked_for() -> None:
+def test_only_what_is_asked_for(deterministic: None) -> None:
     tensors, numbers = core(DEFORM[1], DEFORM[1].tensors(torch.float32))
     output = torch.ops.torch_ext.deform_conv(*tensors, *numbers)
     whole = torch.ops.torch_ext.deform_conv_backward(output, *tensors[:4], *numbers, [True] * 5)
@@ -342,7 +344,7 @@ def test_only_what_is_asked_for() -> None:
 
 
 @every_case
-def test_bit_equal_on_any_number_of_threads(case: Case, isa: str) -> None:
+def test_bit_equal_on_any_number_of_threads(case: Case, isa: str, deterministic: None) -> None:
     before = torch.get_num_threads()
     torch.manual_seed(0)
     tensors, numbers = core(case, case.tensors(torch.float32))
@@ -530,9 +532,7 @@ print("survived", done)
 
 
 def test_hostile_calls_do_not_crash() -> None:
-    run = subprocess.run([sys.executable, "-c", HOSTILE], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert int(run.stdout.split()[1]) > 2000
+    assert int(run_process(HOSTILE).split()[1]) > 2000
 
 
 # Layers
@@ -564,7 +564,7 @@ def test_layers_script_and_export(n: int, padding: Any) -> None:
     assert torch.equal(torch.jit.script(layer)(input, offset, mask), expected)
     exported = torch.export.export(layer, (input, offset, mask))
     assert torch.equal(exported.module()(input, offset, mask), expected)
-    assert torch.equal(layer(input[0], offset[0], mask[0]), expected[0])
+    torch.testing.assert_close(layer(input[0], offset[0], mask[0]), expected[0])
     assert torch.equal(copy.deepcopy(layer)(input, offset, mask), expected)
 
 
@@ -668,9 +668,8 @@ class TorchvisionPack(torch_ext.nn.DeformConv2dPack):
 
 
 def test_a_detector_trains_as_with_torchvision() -> None:
-    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
-    images = torch.randn(4, 3, 16, 16, generator=generator)
-    targets = torch.randn(4, 5, 8, 8, generator=generator)
+    torch.manual_seed(0)
+    images, targets = torch.randn(4, 3, 16, 16), torch.randn(4, 5, 8, 8)
     losses = []
     for deform in (torch_ext.nn.DeformConv2dPack, TorchvisionPack):
         torch.manual_seed(0)

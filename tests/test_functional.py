@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import Assertion, assert_equal, by_kernel
 from torch import Tensor
 
 import torch_ext
@@ -38,6 +39,11 @@ def leaves(tensors: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | No
     return [t if t is None else t.detach().to(dtype).requires_grad_() for t in tensors]
 
 
+def agreement(strict: Assertion, case: Case, tensors: list[Tensor | None]) -> Assertion:
+    arguments, named = case.call(*tensors)
+    return by_kernel(strict, case.op, *arguments, **named)
+
+
 # Values
 
 
@@ -52,10 +58,8 @@ def test_integers_are_exact(case: Case, isa: str, dtype: torch.dtype) -> None:
     expected = case.expected(*tensors)
     assert output.dtype == dtype
     assert output.shape == expected.shape
-    if case.op.startswith("depthwise_conv_transpose") and dtype in SIXTEEN_BIT and case.bias:
-        assert_close(output, expected)
-    else:
-        assert torch.equal(output, expected.to(dtype))
+    twice = case.op.startswith("depthwise_conv_transpose") and dtype in SIXTEEN_BIT and case.bias
+    agreement(assert_close if twice else assert_equal, case, tensors)(output, expected)
     for tensor, copy, version in zip(tensors, before, versions, strict=True):
         if tensor is not None:
             assert torch.equal(tensor, copy)
@@ -68,28 +72,28 @@ def test_integers_are_exact(case: Case, isa: str, dtype: torch.dtype) -> None:
 @every_dtype
 def test_random_values(case: Case, isa: str, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype)
-    output = case.function(*tensors)
+    output, agree = case.function(*tensors), agreement(assert_close, case, tensors)
     if case.op.startswith("separable") and dtype in SIXTEEN_BIT:
         # The two-step result: an element between two numbers may be rounded either way between the steps.
         hidden = depthwise(case.dims)(*tensors[:2], **case.arguments)
         assert_close(hidden, reference.depthwise_conv(*tensors[:2], **case.arguments))
-        assert_close(output, reference.group_conv(hidden, *tensors[2:]))
+        agree(output, reference.group_conv(hidden, *tensors[2:]))
     else:
-        assert_close(output, case.expected(*tensors))
+        agree(output, case.expected(*tensors))
 
 
 @every_case
 def test_float32_gradients_of_integers_are_exact(case: Case, isa: str) -> None:
     tensors = case.tensors(torch.float32, integers=True, requires_grad=True)
     copies = leaves(tensors, torch.float64)
-    output, expected = case.function(*tensors), case.expected(*copies)
+    output, expected, agree = case.function(*tensors), case.expected(*copies), agreement(assert_equal, case, tensors)
     grad_output = integers(*output.shape, dtype=torch.float32)
-    assert torch.equal(output, expected.float())
+    agree(output, expected)
     ours = torch.autograd.grad(output, [t for t in tensors if t is not None], grad_output)
     theirs = torch.autograd.grad(expected, [t for t in copies if t is not None], grad_output.double())
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == torch.float32
-        assert torch.equal(a, b.float())
+        agree(a, b)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +103,13 @@ def test_float32_gradients_of_integers_are_exact(case: Case, isa: str) -> None:
 def test_16_bit_gradients(case: Case, isa: str, dtype: torch.dtype) -> None:
     tensors = case.tensors(dtype, requires_grad=True)
     copies = leaves(tensors, torch.float64)
-    output, expected = case.function(*tensors), case.expected(*copies)
+    output, expected, agree = case.function(*tensors), case.expected(*copies), agreement(assert_close, case, tensors)
     grad_output = torch.randn(output.shape, dtype=dtype)
     ours = torch.autograd.grad(output, [t for t in tensors if t is not None], grad_output)
     theirs = torch.autograd.grad(expected, [t for t in copies if t is not None], grad_output.double())
     for a, b in zip(ours, theirs, strict=True):
         assert a.dtype == dtype
-        assert_close(a, b)
+        agree(a, b)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7, 8, 9, 13, 17, 58])
@@ -133,11 +137,12 @@ def test_awkward_sizes(isa: str, channels: int) -> None:
             output = torch_ext.depthwise_conv2d(*ours, **arguments)
             expected = F.conv2d(*theirs, **arguments, groups=channels)
             what = (isa, dtype, channels, width, kernel, arguments, multiplier)
-            assert torch.equal(output.double(), expected), what
+            agree = by_kernel(assert_equal, "depthwise_conv2d", *ours, **arguments)
+            agree(output, expected, what)
             grad_output = integers(*expected.shape)
             gradients = torch.autograd.grad(output, ours, grad_output.to(dtype))
             for a, b in zip(gradients, torch.autograd.grad(expected, theirs, grad_output), strict=True):
-                assert torch.equal(a.double(), b), what
+                agree(a, b, what)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -167,11 +172,12 @@ def test_random_geometries(isa: str, n: int) -> None:
         output = depthwise(n)(*ours, **arguments)
         expected = reference.depthwise_conv(*theirs, **arguments)
         what = (isa, dtype, [t.shape for t in tensors], layout, weight_layout, arguments)
-        assert torch.equal(output.double(), expected), what
+        agree = by_kernel(assert_equal, f"depthwise_conv{n}d", *ours, **arguments)
+        agree(output, expected, what)
         grad_output = testing.LAYOUTS[draw.choice(sorted(testing.LAYOUTS))](integers(*expected.shape))
         gradients = torch.autograd.grad(output, ours, grad_output.to(dtype))
         for a, b in zip(gradients, torch.autograd.grad(expected, theirs, grad_output), strict=True):
-            assert torch.equal(a.double(), b), what
+            agree(a, b, what)
 
 
 @every_dtype
@@ -331,7 +337,7 @@ def test_channels_last_if_input_or_weight_is(isa: str, op: str, n: int, dtype: t
         last = input_last or weight_last
         assert output.is_contiguous(memory_format=format if last else torch.contiguous_format)
         expected = CONV[n](input.double(), weight.double(), padding=1, groups=4 // size[1])
-        assert torch.equal(output, expected.to(dtype))
+        by_kernel(assert_equal, f"{op}{n}d", input, weight, padding=1)(output, expected)
 
 
 @pytest.mark.parametrize("op", ["depthwise_conv1d", "group_conv1d", "separable_conv1d", "depthwise_conv_transpose1d"])
@@ -350,7 +356,7 @@ def test_channels_last_in_one_dimension(isa: str, op: str, dtype: torch.dtype) -
     assert output.stride() == (48, 6, 1)
     last = getattr(functional, op)(channels_last(input), *weights, padding=1)
     assert last.stride() == (48, 1, 8)
-    assert torch.equal(last, output)
+    by_kernel(assert_equal, op, input, *weights, padding=1)(last, output)
 
 
 def test_one_channel_or_one_element_has_no_format() -> None:
@@ -401,13 +407,14 @@ def test_separable_of_tiny_images_is_exact(
         output = getattr(functional, f"separable_conv{n}d")(*factors, padding=1)
         copies = leaves(factors, torch.float64)
         expected = reference.separable_conv(*copies, padding=1)
-        assert_close(output, expected)
+        agree = by_kernel(assert_equal, f"separable_conv{n}d", *factors, padding=1)
+        agree(output, expected)
         grad_output = integers(*output.shape, dtype=dtype)
         ours = torch.autograd.grad(output, factors, grad_output)
         theirs = torch.autograd.grad(expected, copies, grad_output.double())
         for a, b in zip(ours, theirs, strict=True):
             if dtype == torch.float32:
-                assert torch.equal(a, b.float())
+                agree(a, b)
             else:
                 torch.testing.assert_close(a.double(), b, rtol=0.02, atol=0.02 * b.abs().max().item())
 
@@ -441,5 +448,6 @@ def test_separable_of_large_images_is_exact(
     grad_output = integers(*output.shape, dtype=torch.float32) * (torch.rand(output.shape) < 1e-3)
     ours = torch.autograd.grad(output, factors, grad_output)
     theirs = torch.autograd.grad(expected, copies, grad_output.double())
+    agree = by_kernel(assert_equal, f"separable_conv{n}d", *factors, **arguments)
     for a, b in zip((output, *ours), (expected, *theirs), strict=True):
-        assert torch.equal(a, b.float())
+        agree(a, b)

@@ -111,7 +111,7 @@ def test_activation_checkpointing(use_reentrant: bool) -> None:
     checkpoint(model, input, use_reentrant=use_reentrant).square().mean().backward()
     actual = [input.grad, *(parameter.grad for parameter in model.parameters())]
     for gradient, reference in zip(actual, expected[1:], strict=True):
-        torch.testing.assert_close(gradient, reference)
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_inference_mode_and_no_grad() -> None:

@@ -12,12 +12,12 @@ _SERVED = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 @contextlib.contextmanager
 def override_aten() -> Iterator[None]:
-    """Routes aten::convolution on the CPU to torch_ext::conv, so that PyTorch's own test material runs on our op.
+    """Routes aten::convolution to torch_ext::conv, so that PyTorch's own test material runs on our op.
 
     And torchvision::deform_conv2d to torch_ext::deform_conv, if torchvision is imported.
 
-    At the key AutogradCPU, so that our derivatives are the ones that run. Transposed convolutions and dtypes that we do
-    not serve go to PyTorch as before.
+    At the keys AutogradCPU and AutogradCUDA, so that our derivatives are the ones that run. Transposed convolutions and
+    dtypes that we do not serve go to PyTorch as before.
 
     Example:
         >>> import torch
@@ -54,10 +54,12 @@ def override_aten() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            libraries[0].impl("convolution", convolution, "AutogradCPU", with_keyset=True)
+            for key in ("AutogradCPU", "AutogradCUDA"):
+                libraries[0].impl("convolution", convolution, key, with_keyset=True)
             if hasattr(torch.ops.torchvision, "deform_conv2d"):
                 libraries.append(torch.library.Library("torchvision", "IMPL"))
-                libraries[1].impl("deform_conv2d", _deform_conv2d, "AutogradCPU")
+                for key in ("AutogradCPU", "AutogradCUDA"):
+                    libraries[1].impl("deform_conv2d", _deform_conv2d, key)
         yield
     finally:
         for library in libraries:
