@@ -25,6 +25,7 @@ using ops::view;
 Queue current_queue() { return queue_on(c10::cuda::getCurrentCUDAStream()); }
 
 Tensor grad_bias(const Tensor& grad_output) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::vector<int64_t> axes{0};
   for (int64_t axis = 2; axis < grad_output.dim(); ++axis) axes.push_back(axis);
   return at::sum(grad_output, IntArrayRef(axes));

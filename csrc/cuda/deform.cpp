@@ -1,18 +1,18 @@
 #include <ATen/Context.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "conv.h"
 #include "ops/check.h"
 #include "ops/tensors.h"
 
 // deform_conv and deform_conv_backward on CUDA: columns of some images or positions at a time, and PyTorch's product of
-// the weight with them, a batch of groups for each image.
+// the weight with them. Sums are in Acc<T>, and columns and their gradient not rounded to 16 bits.
 namespace torch_ext::cuda {
 namespace {
 
@@ -23,7 +23,6 @@ using ops::view;
 using Deform = DeformGeometry<int64_t>;
 
 constexpr int64_t kColumnsBytes = 64 << 20;
-constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 // In T, or in the type of its sums.
 template <class V, class T>
@@ -32,16 +31,19 @@ EitherView<V> either(const Tensor& tensor) {
   return {view<V>(tensor), tensor.element_size() != static_cast<int64_t>(sizeof(T))};
 }
 
-// Columns [group][image][position][tap * channel] of some images and positions, whole images if one fits.
+// The columns of some images, or of some positions of one.
 struct Part {
   Range images, positions;
 
-  int64_t rows() const { return (images.end - images.begin) * (positions.end - positions.begin); }
+  int64_t image_count() const { return images.end - images.begin; }
+  int64_t position_count() const { return positions.end - positions.begin; }
 };
 
-template <class Body>
-void for_each_part(const Deform& g, int64_t element_bytes, const Body& body) {
-  const int64_t positions = g.positions(), row = g.taps() * g.conv.in_channels * element_bytes;
+template <class T, class Body>
+void for_each_part(const Deform& g, const Body& body) {
+  constexpr int64_t kColumnBytes = std::max(kSplits<T> * sizeof(T), sizeof(Acc<T>));
+  const int64_t positions = g.positions();
+  const int64_t row = (g.taps() * g.conv.in_channels + g.conv.out_channels) * kColumnBytes;
   const int64_t most = std::max<int64_t>(kColumnsBytes / row, 1);
   const int64_t images = std::clamp<int64_t>(most / positions, 1, g.conv.batch), step = std::min(most, positions);
   for (int64_t n = 0; n < g.conv.batch; n += images)
@@ -49,17 +51,25 @@ void for_each_part(const Deform& g, int64_t element_bytes, const Body& body) {
       body(Part{{n, std::min(n + images, g.conv.batch)}, {p, std::min(p + step, positions)}});
 }
 
-// [N, C, *] as [images, groups, channels of one, positions], a view where the layout allows it.
-Tensor part_of(const Tensor& tensor, const Part& part, int64_t groups) {
-  return tensor.flatten(2)
-      .unflatten(1, {groups, -1})
-      .narrow(0, part.images.begin, part.images.end - part.images.begin)
-      .narrow(3, part.positions.begin, part.positions.end - part.positions.begin);
+Tensor narrow(const Tensor& tensor, int64_t axis, Range range) {
+  return tensor.narrow(axis, range.begin, range.end - range.begin);
 }
 
 // The weight as [groups, outputs of one, tap * channel].
 Tensor ordered(const Tensor& weight, int64_t groups) {
   return weight.flatten(2).transpose(1, 2).flatten(1).unflatten(0, {groups, -1});
+}
+
+// Products of batches of matrices, in the type of the sums.
+Tensor product(const Tensor& a, const Tensor& b) {
+  return a.element_size() > 2 ? at::bmm(a, b) : at::bmm(a, b, at::kFloat);
+}
+
+// Adds products to what is there, or puts them there; rounded once.
+void add_product(Tensor to, const Tensor& a, const Tensor& b, bool adds) {
+  if (a.element_size() > 2) to.baddbmm_(a, b, adds ? 1 : 0, 1);
+  else if (adds) to.add_(product(a, b));
+  else to.copy_(product(a, b));
 }
 
 template <class T>
@@ -72,19 +82,12 @@ struct Call {
     return {g, view<const T>(input), either<const T, T>(offset), either<const T, T>(mask), part.images, part.positions};
   }
   int64_t terms() const { return g.taps() * g.conv.in_per_group(); }
-  Columns<T> view_of(const Tensor& columns, const Part& part) const {
-    return {static_cast<T*>(columns.mutable_data_ptr()), part.rows() * terms(), terms()};
-  }
-  // [groups, images, positions, terms].
-  Tensor columns(const Part& part) const {
-    return at::empty(
-        {g.conv.groups, part.images.end - part.images.begin, part.positions.end - part.positions.begin, terms()},
-        input.options());
-  }
+  // [groups, images * positions, splits * terms].
   Tensor make_columns(const Part& part) const {
-    Tensor result = columns(part);
-    DeformKernels<T>::make_columns(queue, inputs(part), view_of(result, part));
-    return result;
+    const int64_t rows = part.image_count() * part.position_count(), row = kSplits<T> * terms();
+    Tensor columns = at::empty({g.conv.groups, rows, row}, input.options());
+    DeformKernels<T>::make_columns(queue, inputs(part), {static_cast<T*>(columns.mutable_data_ptr()), rows * row, row});
+    return columns;
   }
 };
 
@@ -92,21 +95,22 @@ template <class T>
 void forward(const Deform& g, const Tensor& input, const Tensor& offset, const Tensor& weight, const Tensor& mask,
              const Tensor& bias, Tensor& output) {
   const Call<T> call{g, input, offset, mask};
-  const Tensor factors = ordered(weight, g.conv.groups);
+  const Tensor factors = ordered(weight, g.conv.groups).repeat({1, 1, kSplits<T>}).unsqueeze(0);
   if (bias.defined()) ops::set_to_bias(output, bias);
-  for_each_part(g, sizeof(T), [&](const Part& part) {
-    const Tensor columns = call.make_columns(part);
-    Tensor target = part_of(output, part, g.conv.groups);
-    for (int64_t group = 0; group < g.conv.groups; ++group) {
-      // [images, outputs, positions]; the product adds to the bias before it is rounded.
-      Tensor to = target.select(1, group);
-      const Tensor w = factors[group].expand({to.size(0), -1, -1}), c = columns[group].transpose(1, 2);
-      to.baddbmm_(w, c, bias.defined() ? 1 : 0, 1);
-    }
+  const Tensor result = output.flatten(2).unflatten(1, {g.conv.groups, -1});  // [images, groups, outputs, positions]
+  for_each_part<T>(g, [&](const Part& part) {
+    const int64_t images = part.image_count();
+    const Tensor columns = call.make_columns(part).unflatten(1, {images, -1}).permute({1, 0, 3, 2});
+    const Tensor to = narrow(narrow(result, 0, part.images), 3, part.positions);
+    const Tensor w = factors.expand({images, -1, -1, -1});
+    // One of the two axes is the batch: the longer one, for there is a call for each of the other's.
+    const int64_t axis = images < g.conv.groups ? 0 : 1;
+    for (int64_t i = 0; i < to.size(axis); ++i)
+      add_product(to.select(axis, i), w.select(axis, i), columns.select(axis, i), bias.defined());
   });
 }
 
-// The largest sum of a gradient is below 2^62 of these; no number where that sum may be infinite or no number.
+// The largest sum of a gradient is below 2^62 units; no number where that sum may be infinite or no number.
 Tensor fixed_point_scale(const Deform& g, const Tensor& grad_output, const Tensor& weight, const Tensor& mask,
                          at::ScalarType type) {
   const auto largest = [&](const Tensor& tensor) { return tensor.abs().amax().to(at::kDouble); };
@@ -123,49 +127,65 @@ struct BackwardPass {
   const Call<T> call;
   const Tensor &grad_output, &weight;
   std::array<Tensor, 4>& gradients;
+  Tensor sums = {}, scale = {};  // of the part's images
 
   void run() {
     const auto& [g, input, offset, mask, queue] = call;
     const auto& [grad_input, grad_offset, grad_weight, grad_mask] = gradients;
-    const int64_t channels = g.conv.in_channels, pixels = g.conv.in[0] * g.conv.in[1] * g.conv.in[2];
-    const at::ScalarType sums_type = std::same_as<S, Acc<T>> ? ops::sum_type<T>() : at::kLong;
     const bool spreads = grad_input.defined() || grad_offset.defined() || grad_mask.defined();
     const Tensor factors = spreads ? ordered(weight, g.conv.groups) : Tensor();
-    Tensor sums, scale, of_weight;
     DeformGradients<T, S> to{{}, either<T, T>(grad_offset), either<T, T>(grad_mask)};
-    if (grad_input.defined()) {
-      sums = at::zeros({g.conv.batch, pixels, channels}, input.options().dtype(sums_type));
-      if (!std::same_as<S, Acc<T>>) scale = fixed_point_scale(g, grad_output, weight, mask, ops::sum_type<T>());
-      to.sums = {static_cast<S*>(sums.mutable_data_ptr()), pixels * channels, 1, channels,
-                 scale.defined() ? static_cast<const Acc<T>*>(scale.const_data_ptr()) : nullptr};
-    }
+    if (grad_input.defined() && !std::same_as<S, Acc<T>>)
+      scale = fixed_point_scale(g, grad_output, weight, mask, ops::sum_type<T>());
+    Tensor of_weight, of_images;
     if (grad_weight.defined())
       of_weight =
           at::zeros({g.conv.groups, g.conv.out_per_group(), call.terms()}, weight.options().dtype(ops::sum_type<T>()));
-    for_each_part(g, sizeof(T), [&](const Part& part) {
-      const Tensor gradient = part_of(grad_output, part, g.conv.groups);
-      if (grad_weight.defined()) {
-        const Tensor columns = call.make_columns(part);
-        for (int64_t group = 0; group < g.conv.groups; ++group)
-          of_weight[group].add_(gradient.select(1, group).matmul(columns[group]).sum(0, false, ops::sum_type<T>()));
-      }
+    for_each_part<T>(g, [&](const Part& part) {
+      const bool begins = part.positions.begin == 0, ends = part.positions.end == g.positions();
+      // [images, positions, outputs]: no copy of what is channels_last.
+      if (begins) of_images = narrow(grad_output, 0, part.images).movedim(1, -1).contiguous().flatten(1, -2);
+      const Tensor gradient = narrow(of_images, 1, part.positions)
+                                  .reshape({-1, g.conv.groups, g.conv.out_per_group()})
+                                  .transpose(0, 1);  // [groups, images * positions, outputs]
+      if (grad_weight.defined()) add_to_weight(of_weight, gradient.transpose(1, 2), call.make_columns(part));
       if (!spreads) return;
-      const Tensor columns = call.columns(part);
-      for (int64_t group = 0; group < g.conv.groups; ++group) {
-        const Tensor d = gradient.select(1, group).transpose(1, 2);
-        columns[group].copy_(d.matmul(factors[group]));
-      }
-      if (scale.defined()) scale.masked_fill_(columns.isfinite().all().logical_not(), kNone);
-      DeformKernels<T>::spread_columns(queue, call.inputs(part), as_const(call.view_of(columns, part)), to);
+      if (begins && grad_input.defined()) to.sums = make_sums(part);
+      const Tensor columns = product(gradient, factors);
+      const auto* data = static_cast<const Acc<T>*>(columns.const_data_ptr());
+      DeformKernels<T>::spread_columns(queue, call.inputs(part), {data, columns.stride(0), columns.stride(1)}, to);
+      if (ends && sums.defined())
+        DeformKernels<T>::round_sums(queue, g.conv, part.images, to.sums, view<T>(grad_input));
     });
-    if (grad_input.defined())
-      DeformKernels<T>::round_sums(queue, g.conv, {0, g.conv.batch}, to.sums, view<T>(grad_input));
     if (grad_weight.defined())
       gradients[2].flatten(2).copy_(
           of_weight.flatten(0, 1).unflatten(1, {g.taps(), g.conv.in_per_group()}).transpose(1, 2));
   }
 
-  static Columns<const T> as_const(const Columns<T>& columns) { return {columns.data, columns.group, columns.row}; }
+  void add_to_weight(const Tensor& of_weight, const Tensor& gradient, const Tensor& columns) const {
+    if (kSplits<T> == 1) add_product(of_weight, gradient, columns, true);
+    else of_weight.add_(product(gradient, columns).unflatten(2, {kSplits<T>, -1}).sum(2));
+  }
+
+  // The gradient itself, set to zero, if it is of the type of the sums and has evenly spaced pixels; else numbers that
+  // are rounded to it, laid out like the input, so that neighbouring threads add to neighbours.
+  InputSums<T, S> make_sums(const Part& part) {
+    const ConvGeometry<int64_t>& g = call.g.conv;
+    Tensor& grad_input = gradients[0];
+    const Tensor images = narrow(grad_input, 0, part.images), flat = images.flatten(2);
+    if constexpr (std::same_as<S, T>)
+      if (flat.is_alias_of(images)) {
+        flat.zero_();
+        return {static_cast<S*>(flat.mutable_data_ptr()), flat.stride(0), flat.stride(1), flat.stride(2), nullptr};
+      }
+    const int64_t pixels = flat.size(2), channels = g.in_channels;
+    const bool by_pixels = call.input.stride(1) == 1;
+    sums = Tensor();  // frees those of the images before
+    sums = at::zeros({part.image_count() * pixels * channels * static_cast<int64_t>(sizeof(S))},
+                     grad_input.options().dtype(at::kByte));
+    return {static_cast<S*>(sums.mutable_data_ptr()), pixels * channels, by_pixels ? 1 : pixels,
+            by_pixels ? channels : 1, scale.defined() ? static_cast<const Acc<T>*>(scale.const_data_ptr()) : nullptr};
+  }
 };
 
 template <class T, class S>
@@ -195,6 +215,7 @@ ops::DeformGradients deform_conv_backward(const Tensor& grad_output, const Tenso
   const Deform g = ops::check_deform_backward<int64_t>("deform_conv_backward", grad_output, input, offset, weight, mask,
                                                        stride, padding, dilation);
   const c10::cuda::CUDAGuard device(input.device());
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Tensor modulation = mask.value_or(Tensor());
   std::array<Tensor, 4> gradients;
   const std::array<const Tensor*, 4> tensors{&input, &offset, &weight, &modulation};

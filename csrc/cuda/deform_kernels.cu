@@ -13,7 +13,7 @@ void DeformKernels<T>::make_columns(const Queue& queue, const DeformInputs<T>& i
 template <class T>
 template <class S>
 void DeformKernels<T>::spread_columns(const Queue& queue, const DeformInputs<T>& inputs,
-                                      const Columns<const T>& columns, const DeformGradients<T, S>& gradients) {
+                                      const Columns<const Acc<T>>& columns, const DeformGradients<T, S>& gradients) {
   cuda::spread_columns(inputs, columns, gradients, Launch{queue.stream});
 }
 
@@ -24,10 +24,10 @@ void DeformKernels<T>::round_sums(const Queue& queue, const ConvGeometry<int64_t
   cuda::round_sums(g, images, sums, grad_input, Launch{queue.stream});
 }
 
-#define TORCH_EXT_INSTANTIATE_SUMS(T, S)                                                                        \
-  template void DeformKernels<T>::spread_columns(const Queue&, const DeformInputs<T>&, const Columns<const T>&, \
-                                                 const DeformGradients<T, S>&);                                 \
-  template void DeformKernels<T>::round_sums(const Queue&, const ConvGeometry<int64_t>&, Range,                 \
+#define TORCH_EXT_INSTANTIATE_SUMS(T, S)                                                                             \
+  template void DeformKernels<T>::spread_columns(const Queue&, const DeformInputs<T>&, const Columns<const Acc<T>>&, \
+                                                 const DeformGradients<T, S>&);                                      \
+  template void DeformKernels<T>::round_sums(const Queue&, const ConvGeometry<int64_t>&, Range,                      \
                                              const InputSums<T, S>&, const View<T>&)
 #define TORCH_EXT_INSTANTIATE(T)         \
   template struct DeformKernels<T>;      \

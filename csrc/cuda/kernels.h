@@ -33,15 +33,12 @@ struct ConvKernels {
                           const View<const T>& input, void* workspace, const View<T>& grad_weight);
 };
 
-// Sums in fixed point, which have one result for any order.
-using FixedPoint = unsigned long long;
-
 template <class T>
 struct DeformKernels {
   static void make_columns(const Queue& queue, const DeformInputs<T>& inputs, const Columns<T>& columns);
   // S: Acc<T> or FixedPoint.
   template <class S>
-  static void spread_columns(const Queue& queue, const DeformInputs<T>& inputs, const Columns<const T>& columns,
+  static void spread_columns(const Queue& queue, const DeformInputs<T>& inputs, const Columns<const Acc<T>>& columns,
                              const DeformGradients<T, S>& gradients);
   template <class S>
   static void round_sums(const Queue& queue, const ConvGeometry<int64_t>& g, Range images, const InputSums<T, S>& sums,

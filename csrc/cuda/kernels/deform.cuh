@@ -8,7 +8,8 @@
 //
 //   output[n, o, i] = bias[o] + sum over c, t of weight[o, c, t] * column[n, i, t, c]
 //
-// The sum is a matrix product, which is not made here: of columns [row][tap * channel] of a group and its weight.
+// The sum is a matrix product, which is not made here: of columns [row][split * tap * channel] of a group and its
+// weight.
 namespace torch_ext::cuda {
 
 // Calls body.template operator()<dims>().
@@ -49,7 +50,7 @@ void make_columns(const DeformInputs<T>& in, const Columns<T>& columns, const La
     if (!lanes_are_channels(in, sizes)) {
       const RunTile tile = run_tile(in, sizes);
       const PositionColumnsParams<T> p{in, sizes, tile, columns};
-      launch(run_tile_size<T>(tile, 0), position_columns_kernel<kDims, T>, p);
+      launch(run_tile_size<Acc<T>>(tile, 0), position_columns_kernel<kDims, T>, p);
       return;
     }
     const auto by_channels = [&]<int kVector>() {
@@ -64,8 +65,8 @@ void make_columns(const DeformInputs<T>& in, const Columns<T>& columns, const La
 
 // From the gradient of the columns. Sums are added to what is there.
 template <class T, class S, class Launch>
-void spread_columns(const DeformInputs<T>& in, const Columns<const T>& columns, const DeformGradients<T, S>& gradients,
-                    const Launch& launch) {
+void spread_columns(const DeformInputs<T>& in, const Columns<const Acc<T>>& columns,
+                    const DeformGradients<T, S>& gradients, const Launch& launch) {
   if (!has_columns(in) || (gradients.sums.data == nullptr && !gradients.has_sampling())) return;
   const DeformSizes sizes = sizes_of(in, gradients.offset);
   with_dims(in.geometry.conv.dims, [&]<int kDims>() {
@@ -78,7 +79,7 @@ void spread_columns(const DeformInputs<T>& in, const Columns<const T>& columns, 
     } else {
       const RunTile tile = run_tile(in, sizes);
       const PositionSpreadParams<T, S> p{in, sizes, tile, columns, gradients};
-      launch(run_tile_size<T>(tile, kDotsBytes), position_spread_kernel<kDims, S, T>, p);
+      launch(run_tile_size<Acc<T>>(tile, kDotsBytes), position_spread_kernel<kDims, S, T>, p);
     }
   });
 }

@@ -23,16 +23,35 @@ struct DeformInputs {
   Range images, positions;           // whose columns are made or spread
 };
 
-// [group][row][tap][channel of the group]: a row is a position of an image, in the order of images, then positions.
+// As how many numbers of T columns hold one of Acc<T>, the larger ones first: matrix products of 16-bit numbers, which
+// are many times faster than others, so have the accuracy of float32. Two of float16 have 22 bits, three of bfloat16
+// have 24.
+template <class T>
+inline constexpr int kSplits = 1;
+template <>
+inline constexpr int kSplits<Half> = 2;
+template <>
+inline constexpr int kSplits<BFloat16> = 3;
+
+// [group][row][split][tap][channel of the group]: a row is a position of an image, in the order of images, then
+// positions. Their gradient is in Acc<T>, and not split.
 template <class T>
 struct Columns {
   T* data;
   int64_t group, row;  // strides
 };
 
-// Sums to which the gradient of the input is added, of all images. S is Acc<T>, or unsigned long long: int64, as
-// multiples of 1 / scale. These have one result for any order, if the scale is a power of two and such that no sum
-// reaches 2^63; where gradients or masks are infinite or no numbers, let it be no number, and all sums will be none.
+// A sum in fixed point, in units and in parts of one: int64, which have one result for any order. No sum may reach 2^62
+// units, nor have more than 2^38 terms.
+struct alignas(16) FixedPoint {
+  static constexpr int kParts = 1 << 24;  // of a unit
+
+  unsigned long long units, parts;
+};
+
+// Sums to which the gradient of the input is added, from the first image of the columns. S is Acc<T>, or FixedPoint
+// with units of 1 / scale, a power of two; where gradients or masks are infinite or no numbers, let the scale be no
+// number, and all sums will be none.
 template <class T, class S>
 struct InputSums {
   S* data = nullptr;  // none: not wanted

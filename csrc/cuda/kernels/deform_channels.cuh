@@ -38,7 +38,7 @@ struct ChannelSpreadParams {
   DeformInputs<T> in;
   DeformSizes sizes;
   SampleTile tile;
-  Columns<const T> columns;  // their gradient
+  Columns<const Acc<T>> columns;  // their gradient
   DeformGradients<T, S> gradients;
 };
 
@@ -137,7 +137,14 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_columns_kernel(C
       }
       SIMT_UNROLL
       for (int j = 0; j < kVector; ++j) sum[j] *= factor;
-      simt::st(row + place_in_row(p.sizes, p.columns.group, s.tap, s.channel + c), simt::narrow<T>(sum), inside);
+      T* const to = row + place_in_row(p.sizes, p.columns.group, s.tap, s.channel + c);
+      SIMT_UNROLL
+      for (int split = 0; split < kSplits<T>; ++split) {
+        V numbers;
+        SIMT_UNROLL
+        for (int j = 0; j < kVector; ++j) numbers[j] = take_split<T>(&sum[j]);
+        simt::st(to + (inside ? split * split_stride(p.sizes) : 0), numbers, inside);
+      }
     }
   }
 }
@@ -171,12 +178,11 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
       dots[k] = 0;
     }
     const A mask = s.mask;
-    const T* const row = p.columns.data + s.row;
+    const A* const row = p.columns.data + s.row;
     for (int c0 = 0; c0 < p.sizes.per_offset; c0 += lanes) {
       const bool inside = has_sample && c0 + lane < p.sizes.per_offset;
       const int c = inside ? c0 + lane : 0;
-      const A gradient =
-          simt::widen(simt::ld(row + place_in_row(p.sizes, p.columns.group, s.tap, s.channel + c), inside));
+      const A gradient = simt::ld(row + place_in_row(p.sizes, p.columns.group, s.tap, s.channel + c), inside);
       if (has_dots) {
         A value[kCorners];
         SIMT_UNROLL
@@ -185,7 +191,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
         for (int k = 0; k < kCorners; ++k) dots[k] = simt::fma(exists[k] ? gradient : A(0), value[k], dots[k]);
       }
       const A term = gradient * mask;
-      const int64_t target = b.image * sums.image + (s.channel + c) * sums.channel;
+      const int64_t target = (b.image - p.in.images.begin) * sums.image + (s.channel + c) * sums.channel;
       SIMT_UNROLL
       for (int k = 0; k < kCorners; ++k)
         if (adds && inside && exists[k]) add(sums.data + target + s.pixel[k] * sums.pixel, s.weight[k] * term, scale);

@@ -154,9 +154,9 @@ RunTile run_tile(const DeformInputs<T>& in, const DeformSizes& s) {
 }
 
 // `dots`: bytes of a thread, for what the parts of a run add up to.
-template <class T>
+template <class A>
 simt::LaunchSize run_tile_size(const RunTile& t, size_t dots) {
-  const size_t bytes = kPositionThreads * (kTilePitch * sizeof(T) + (t.parts > 1 ? dots : 0));
+  const size_t bytes = kPositionThreads * (kTilePitch * sizeof(A) + (t.parts > 1 ? dots : 0));
   return {{static_cast<unsigned>(simt::ceil_div(t.items * t.parts, kPositionWarps))}, {kPositionThreads}, bytes};
 }
 

@@ -24,7 +24,7 @@ struct PositionSpreadParams {
   DeformInputs<T> in;
   DeformSizes sizes;
   RunTile tile;
-  Columns<const T> columns;  // their gradient
+  Columns<const Acc<T>> columns;  // their gradient
   DeformGradients<T, S> gradients;
 };
 
@@ -35,7 +35,7 @@ struct WarpRuns {
   int rows;                 // that there are
   int outer, run, end;      // of the run numbers
   int part;
-  Range channels;  // of each run
+  int channel, channel_end;  // of each run
   bool has_position;
 };
 
@@ -60,7 +60,8 @@ SIMT_DEVICE WarpRuns runs_of_warp(const DeformInputs<T>& in, const DeformSizes& 
   w.part = warp % tile.parts;
   const int share = (sizes.per_offset + tile.parts - 1) / tile.parts;
   const int whole = (share + kTileColumns - 1) / kTileColumns * kTileColumns;  // tiles
-  w.channels = {simt::min(w.part * whole, sizes.per_offset), simt::min((w.part + 1) * whole, sizes.per_offset)};
+  w.channel = simt::min(w.part * whole, sizes.per_offset);
+  w.channel_end = simt::min((w.part + 1) * whole, sizes.per_offset);
   return w;
 }
 
@@ -88,8 +89,8 @@ template <int kDims, class T>
 SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_columns_kernel(PositionColumnsParams<T> p) {
   using A = Acc<T>;
   constexpr int kCorners = 1 << kDims, kAhead = 16 / kCorners;
-  T* const tile = simt::shared<T>() + threadIdx.x / 32 * (32 * kTilePitch);
-  T* const own = tile + threadIdx.x % 32 * kTilePitch;
+  A* const tile = simt::shared<A>() + threadIdx.x / 32 * (32 * kTilePitch);
+  A* const own = tile + threadIdx.x % 32 * kTilePitch;
   const WarpRuns w = runs_of_warp(p.in, p.sizes, p.tile);
   int filled = 0;
   for (int run = w.run; run < w.end; ++run) {
@@ -105,8 +106,8 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_columns_kernel
       exists[k] = meets && s.pixel[k] >= 0;
       place[k] = exists[k] ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0;
     }
-    const int first = index.offset_group * p.sizes.per_offset, end = first + static_cast<int>(w.channels.end);
-    for (int c = first + static_cast<int>(w.channels.begin); c < end;) {
+    const int first = index.offset_group * p.sizes.per_offset, end = first + w.channel_end;
+    for (int c = first + w.channel; c < end;) {
       const int count = adjacent_channels(p.sizes, c, end - c);
       for (int j = 0; j < count; j += kAhead) {
         T value[kAhead][kCorners];
@@ -122,7 +123,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_columns_kernel
           A sum = 0;
           SIMT_UNROLL
           for (int k = 0; k < kCorners; ++k) sum = simt::fma(s.weight[k], simt::widen(value[u][k]), sum);
-          if (j + u < count) own[filled + j + u] = simt::narrow<T>(sum * factor);
+          if (j + u < count) own[filled + j + u] = sum * factor;
         }
       }
       filled += count;
@@ -133,8 +134,11 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_columns_kernel
                     (filled - 1);
       for_tile(filled, [&](int row, int column) {
         const bool inside = row < w.rows && column < filled;
-        simt::st(to + (inside ? row * p.columns.row + column : 0), tile[row * kTilePitch + (inside ? column : 0)],
-                 inside);
+        A rest = tile[row * kTilePitch + (inside ? column : 0)];
+        SIMT_UNROLL
+        for (int split = 0; split < kSplits<T>; ++split)
+          simt::st(to + (inside ? row * p.columns.row + split * split_stride(p.sizes) + column : 0),
+                   take_split<T>(&rest), inside);
       });
       __syncwarp();
       filled = 0;
@@ -157,13 +161,14 @@ SIMT_DEVICE void add_parts(const RunTile& tile, int part, A* shared, A* dots) {
 }
 
 template <int kDims, class S, class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(PositionSpreadParams<T, S> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, kDims == 3 && sizeof(Acc<T>) == 8 ? 3 : 4)
+    position_spread_kernel(PositionSpreadParams<T, S> p) {
   using A = Acc<T>;
   constexpr int kCorners = 1 << kDims, kAhead = simt::max(8 / kCorners, 1);
   A* const part_dots = simt::shared<A>();
-  T* const tiles = reinterpret_cast<T*>(part_dots + (p.tile.parts > 1 ? kPositionThreads * kCorners : 0));
-  T* const tile = tiles + threadIdx.x / 32 * (32 * kTilePitch);
-  const T* const own = tile + threadIdx.x % 32 * kTilePitch;
+  A* const tiles = part_dots + (p.tile.parts > 1 ? kPositionThreads * kCorners : 0);
+  A* const tile = tiles + threadIdx.x / 32 * (32 * kTilePitch);
+  const A* const own = tile + threadIdx.x % 32 * kTilePitch;
   const WarpRuns w = runs_of_warp(p.in, p.sizes, p.tile);
   const bool has_dots = p.gradients.has_sampling();
   const InputSums<T, S>& sums = p.gradients.sums;
@@ -171,10 +176,10 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(
   // Columns of the gradient to the tile, from a channel at a tap.
   const auto load = [&](int tap, int channel, int count) {
     __syncwarp();
-    const T* const from = p.columns.data + w.row * p.columns.row + place_in_row(p.sizes, p.columns.group, tap, channel);
+    const A* const from = p.columns.data + w.row * p.columns.row + place_in_row(p.sizes, p.columns.group, tap, channel);
     for_tile(count, [&](int row, int column) {
       const bool inside = row < w.rows && column < count;
-      const T value = simt::ld(from + (inside ? row * p.columns.row + column : 0), inside);
+      const A value = simt::ld(from + (inside ? row * p.columns.row + column : 0), inside);
       if (column < count) tile[row * kTilePitch + column] = value;
     });
     __syncwarp();
@@ -188,24 +193,19 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(
     Sample<A, kDims> s{};
     if (w.has_position) s = sample_of<kDims>(p.in, p.sizes, index);
     const bool adds = w.has_position && sums.data != nullptr && meets_image(s);
-    int64_t place[kCorners];
     A dots[kCorners];
-    bool exists[kCorners];
     SIMT_UNROLL
-    for (int k = 0; k < kCorners; ++k) {
-      exists[k] = w.has_position && s.pixel[k] >= 0;
-      place[k] = exists[k] ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0;
-      dots[k] = 0;
-    }
-    const int first = index.offset_group * p.sizes.per_offset, end = first + static_cast<int>(w.channels.end);
+    for (int k = 0; k < kCorners; ++k) dots[k] = 0;
+    const auto exists = [&](int k) { return w.has_position && s.pixel[k] >= 0; };  // registers are few
+    const int first = index.offset_group * p.sizes.per_offset, end = first + w.channel_end;
     int in_tile = p.tile.is_one_tile() ? (run - w.run) * p.sizes.per_offset : 0;
-    for (int c = first + static_cast<int>(w.channels.begin); c < end;) {
+    for (int c = first + w.channel; c < end;) {
       const int count = adjacent_channels(p.sizes, c, end - c);
       if (!p.tile.is_one_tile()) load(index.tap, c, count);
       for (int j = 0; j < count; j += kAhead) {
         A gradient[kAhead];
         SIMT_UNROLL
-        for (int u = 0; u < kAhead; ++u) gradient[u] = j + u < count ? simt::widen(own[in_tile + j + u]) : A(0);
+        for (int u = 0; u < kAhead; ++u) gradient[u] = j + u < count ? own[in_tile + j + u] : A(0);
         if (has_dots) {
           A value[kAhead][kCorners];
           SIMT_UNROLL
@@ -214,18 +214,19 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_spread_kernel(
             const T* const plane = p.in.input.at(w.image, c + (inside ? j + u : 0));
             SIMT_UNROLL
             for (int k = 0; k < kCorners; ++k)
-              value[u][k] = simt::widen(simt::ld(plane + place[k], inside && exists[k]));
+              value[u][k] = simt::widen(
+                  simt::ld(plane + (exists(k) ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0), inside && exists(k)));
           }
           SIMT_UNROLL
           for (int u = 0; u < kAhead; ++u) SIMT_UNROLL
-          for (int k = 0; k < kCorners; ++k) dots[k] = simt::fma(exists[k] ? gradient[u] : A(0), value[u][k], dots[k]);
+          for (int k = 0; k < kCorners; ++k) dots[k] = simt::fma(exists(k) ? gradient[u] : A(0), value[u][k], dots[k]);
         }
         SIMT_UNROLL
         for (int u = 0; u < kAhead; ++u) {
-          const int64_t plane = w.image * sums.image + (c + j + u) * sums.channel;
+          const int64_t plane = (w.image - p.in.images.begin) * sums.image + (c + j + u) * sums.channel;
           SIMT_UNROLL
           for (int k = 0; k < kCorners; ++k)
-            if (adds && exists[k] && j + u < count)
+            if (adds && exists(k) && j + u < count)
               add(sums.data + plane + s.pixel[k] * sums.pixel, s.weight[k] * (gradient[u] * s.mask), scale);
         }
       }

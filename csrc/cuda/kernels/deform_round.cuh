@@ -27,7 +27,6 @@ RoundParams<T, S> round_params(const ConvGeometry<int64_t>& g, Range images, con
   const int64_t into[5] = {to.n, to.c, to.spatial[0], to.spatial[1], to.spatial[2]};
   const int64_t size[5] = {images.end - images.begin, g.in_channels, g.in[0], g.in[1], g.in[2]};
   RoundParams<T, S> p{sums, to.at(images.begin, 0), 1, 0, {1}, {0}, {0}};
-  p.sums.data += images.begin * sums.image;
   bool taken[5] = {};
   for (int i = 0; i < 5; ++i) {
     p.count *= size[i];
@@ -73,7 +72,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(256) round_kernel(RoundParams<T, S> p) {
   const S* const sums = p.sums.data;
   const S sum = simt::ld(sums + from);
   if constexpr (std::is_same_v<S, Acc<T>>) simt::st(p.to + to, simt::narrow<T>(sum));
-  else simt::st(p.to + to, simt::narrow<T>(static_cast<Acc<T>>(static_cast<long long>(sum)) / simt::ld(p.sums.scale)));
+  else simt::st(p.to + to, simt::narrow<T>(value_of(sum, simt::ld(p.sums.scale))));
 }
 
 }  // namespace torch_ext::cuda

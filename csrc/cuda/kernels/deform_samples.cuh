@@ -42,6 +42,18 @@ SIMT_DEVICE int64_t place_in_row(const DeformSizes& sizes, int64_t group_stride,
   return group * group_stride + int64_t{tap} * sizes.per_group + (channel - group * sizes.per_group);
 }
 
+// From one number of a split to the next.
+SIMT_DEVICE int64_t split_stride(const DeformSizes& sizes) { return int64_t{sizes.taps} * sizes.per_group; }
+
+// The next number of a split, and what it leaves: nothing, if it is infinite or none.
+template <class T, class A>
+SIMT_DEVICE T take_split(A* rest) {
+  const T number = simt::narrow<T>(*rest);
+  const A left = *rest - simt::widen(number);
+  *rest = left - left == 0 ? left : A(0);
+  return number;
+}
+
 // Adjacent numbers as one, if `as_one`: of those with a stride, half of each sector would be for another request.
 template <int N, class T>
 SIMT_DEVICE void load_numbers(const T* p, int64_t stride, bool as_one, Acc<T>* to) {
@@ -157,8 +169,21 @@ SIMT_DEVICE Acc<T> scale_of(const InputSums<T, S>& sums) {
 
 template <class S, class A>
 SIMT_DEVICE void add(S* to, A value, A scale) {
-  if constexpr (std::is_same_v<S, A>) atomicAdd(to, value);
-  else atomicAdd(to, static_cast<unsigned long long>(nearest(value * scale)));
+  if constexpr (std::is_same_v<S, A>) {
+    atomicAdd(to, value);
+  } else {
+    const A scaled = value * scale;
+    const long long units = nearest(scaled);
+    atomicAdd(&to->units, static_cast<unsigned long long>(units));
+    const long long parts = nearest((scaled - static_cast<A>(units)) * S::kParts);
+    if (parts != 0) atomicAdd(&to->parts, static_cast<unsigned long long>(parts));
+  }
+}
+
+template <class A>
+SIMT_DEVICE A value_of(const FixedPoint& sum, A scale) {
+  const A parts = static_cast<A>(static_cast<long long>(sum.parts)) / FixedPoint::kParts;
+  return (static_cast<A>(static_cast<long long>(sum.units)) + parts) / scale;
 }
 
 }  // namespace torch_ext::cuda

@@ -123,7 +123,7 @@ simt::LaunchSize direct_grad_weight_size(const DirectGradWeightParams<T>& p) {
 }
 
 template <class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kDirectThreads) direct_grad_weight_kernel(DirectGradWeightParams<T> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kDirectThreads, 2) direct_grad_weight_kernel(DirectGradWeightParams<T> p) {
   const ConvGeometry<int64_t>& g = p.geometry;
   int64_t rest = block_index();
   if (rest >= direct_weights(p)) return;

@@ -153,6 +153,10 @@ struct DeformProblem {
                         i / per_group * group_stride + row * row_stride + tap * per_group + i % per_group});
   }
 
+  int64_t row_of(const Column& i) const {
+    return (i.image - c.images.begin) * (c.positions.end - c.positions.begin) + i.position - c.positions.begin;
+  }
+
   // The places of a column's offset along an axis, and of its mask.
   int64_t offset_place(const Column& i, int axis) const {
     const Sizes o = unflatten(i.position, g.conv.out);
@@ -222,7 +226,9 @@ struct DeformProblem {
   };
   Gradients gradients() const {
     Gradients to{input, of_outputs(g.conv.dims), of_outputs(1)};
-    to.input.fill([] { return 0; });
+    to.input.for_each([&](int64_t n, auto... i) {
+      to.input.at(n, i...) = n >= c.images.begin && n < c.images.end ? 0 : kNotANumber;
+    });
     const auto add = [](double& sum, double term) { sum = std::isnan(sum) ? term : sum + term; };
     for_columns([&](const Column& i) {
       const std::vector<double> at = coordinates(i);

@@ -15,9 +15,10 @@ using cuda::Columns;
 using cuda::DeformGradients;
 using cuda::DeformInputs;
 using cuda::EitherView;
+using cuda::FixedPoint;
+using cuda::kSplits;
 using simt::host::narrow;
 using simt::host::widen;
-using Fixed = unsigned long long;
 
 // Launches what is to be launched.
 struct Launch {
@@ -100,10 +101,30 @@ struct OnDevice {
     }
   }
 
+  // Laid out like their gradient, but with splits side by side.
   Columns<T> make(const RunOptions& options = {}) {
-    const Columns<T> columns{gpu.output<T>("columns", q.grad_columns.size()), q.group_stride, q.row_stride};
+    const int64_t of_group = q.g.taps() * q.g.conv.in_per_group(), more = (kSplits<T> - 1) * of_group;
+    const int64_t row = q.row_stride + more * (q.c.groups_in_rows ? q.c.groups : 1);
+    const int64_t group = q.c.groups_in_rows ? q.group_stride + more : q.rows * row;
+    const int64_t count = (q.rows - 1) * row + (q.c.groups - 1) * group + of_group + more;
+    const Columns<T> columns{gpu.output<T>("columns", count), group, row};
     cuda::make_columns(in, columns, Launch{gpu, options});
     return columns;
+  }
+  // The sums of splits, where those of the gradient lie.
+  std::vector<double> read(const Columns<T>& columns) const {
+    const std::vector<double> numbers = to_double(gpu.read(columns.data));
+    const int64_t of_group = q.g.taps() * q.g.conv.in_per_group();
+    std::vector<double> sums(q.grad_columns.size(), kNotANumber);
+    q.for_columns([&](const Column& i) {
+      const int64_t group = i.channel / q.g.conv.in_per_group(), row = q.row_of(i);
+      const int64_t in_row = i.place - group * q.group_stride - row * q.row_stride;
+      double sum = 0;
+      for (int split = 0; split < kSplits<T>; ++split)
+        sum += numbers[group * columns.group + row * columns.row + split * of_group + in_row];
+      sums[i.place] = sum;
+    });
+    return sums;
   }
 
   // What the gradient is spread to. S: of the input's sums.
@@ -112,22 +133,23 @@ struct OnDevice {
     const int64_t pixels = q.g.conv.in[0] * q.g.conv.in[1] * q.g.conv.in[2], channels = q.c.channels;
     const bool channels_first = q.c.input_layout == Layout::kContiguous;
     DeformGradients<T, S> to;
-    to.sums = {gpu.in_out("sums", std::vector<S>(q.c.batch * channels * pixels)), channels * pixels,
+    const int64_t images = q.c.images.end - q.c.images.begin;
+    to.sums = {gpu.in_out("sums", std::vector<S>(images * channels * pixels)), channels * pixels,
                channels_first ? pixels : 1, channels_first ? 1 : channels, gpu.input("scale", std::vector<A>{scale})};
     to.offset = written(q.of_outputs(q.g.conv.dims), "grad_offset", q.c.wide_offset);
     if (q.c.has_mask) to.mask = written(q.of_outputs(1), "grad_mask", q.c.wide_mask);
     return to;
   }
   template <class S>
-  const T* spread(const DeformGradients<T, S>& to, const RunOptions& options = {}) {
-    const T* const data = gpu.input("gradient", from_double<T>(q.grad_columns));
-    cuda::spread_columns(in, Columns<const T>{data, q.group_stride, q.row_stride}, to, Launch{gpu, options});
+  const A* spread(const DeformGradients<T, S>& to, const RunOptions& options = {}) {
+    const A* const data = gpu.input("gradient", from_double<A>(q.grad_columns));
+    cuda::spread_columns(in, Columns<const A>{data, q.group_stride, q.row_stride}, to, Launch{gpu, options});
     return data;
   }
   template <class S>
   std::vector<double> grad_input(const DeformGradients<T, S>& to) {
     T* const data = gpu.output<T>("grad_input", q.input.values.size());
-    cuda::round_sums(q.g.conv, {0, q.c.batch}, to.sums, view(q.input, data), Launch{gpu});
+    cuda::round_sums(q.g.conv, q.c.images, to.sums, view(q.input, data), Launch{gpu});
     return to_double(gpu.read(data));
   }
 
@@ -155,10 +177,10 @@ void check_deform(const DeformCase& c) {
   q.fill_exact(static_cast<uint32_t>(c.channels * 31 + c.in.back() * 7 + c.offset_groups));
   Runner gpu;
   OnDevice<T> d(q, gpu);
-  expect_same("column", to_double(gpu.read(d.make().data)), q.columns(), rounded<T>);
+  expect_same("column", d.read(d.make()), q.columns(), rounded<Acc<T>>);
   const DeformProblem::Gradients gradients = q.gradients();
   d.template check_gradients<Acc<T>>(gradients);
-  d.template check_gradients<Fixed>(gradients);
+  d.template check_gradients<FixedPoint>(gradients);
 }
 
 DeformCase square(int64_t channels, Layout layout) {
@@ -213,8 +235,8 @@ TEST_F(CudaTest, SomeGradientsOfDeform) {
     OnDevice<float> d(q, own);
     d.check_gradients<float>(q.gradients(), true, false);
     d.check_gradients<float>(q.gradients(), false, true);
-    d.check_gradients<Fixed>(q.gradients(), true, false);
-    d.check_gradients<Fixed>(q.gradients(), false, true);
+    d.check_gradients<FixedPoint>(q.gradients(), true, false);
+    d.check_gradients<FixedPoint>(q.gradients(), false, true);
   }
 }
 
@@ -269,7 +291,7 @@ TEST_F(CudaTest, DeformOfLargeImages) {
       OnDevice<float> d(q, gpu);
       const RunOptions some{true, {{0, 0, 0}, {7, 0, 0}, {101, 0, 0}}};
       const DeformGradients<float, float> to = d.gradients<float>();
-      const std::vector<double> columns = to_double(gpu.read(d.make(some).data));
+      const std::vector<double> columns = d.read(d.make(some));
       d.spread(to, some);
       const std::vector<double> offset = to_double(gpu.read(to.offset.view.data));
       const std::vector<double> mask = to_double(gpu.read(to.mask.view.data));
@@ -308,7 +330,7 @@ TEST_F(CudaTest, DeterministicDeform) {
     for (Tensor* t : {&q.input, &q.offset, &q.mask}) t->fill([&] { return normal(random); });
     std::generate(q.grad_columns.begin(), q.grad_columns.end(), [&] { return normal(random); });
     OnDevice<float> d(q, own);
-    const auto fixed = d.gradients<Fixed>(0x1p40);
+    const auto fixed = d.gradients<FixedPoint>(0x1p40);
     d.spread(fixed);
     const auto atomic = d.gradients<float>();
     d.spread(atomic, {.same_in_every_order = false});
@@ -320,12 +342,31 @@ TEST_F(CudaTest, DeterministicDeform) {
   }
 }
 
+// Numbers that need all the splits, in channels that do and do not fill vectors; and one over what T can hold.
+TYPED_TEST(DeformTypes, SplitColumns) {
+  using T = TypeParam;
+  using A = Acc<T>;
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    DeformProblem q(square(24, layout));
+    std::mt19937 random(3);
+    std::normal_distribution<double> normal;
+    q.input.fill([&] { return widen(narrow<T>(static_cast<A>(normal(random)))); });
+    q.mask.fill([&] { return widen(narrow<T>(static_cast<A>(normal(random)))); });
+    q.offset.fill([&] { return widen(narrow<T>(static_cast<A>(normal(random)))); });
+    Runner gpu;
+    OnDevice<T> d(q, gpu);
+    const std::vector<double> own = d.read(d.make()), expected = q.columns();
+    const double u = std::is_same_v<A, double> ? 1e-15 : std::is_same_v<T, Half> ? 0x1p-20 : 0x1p-21;
+    for (size_t i = 0; i < own.size(); ++i) EXPECT_NEAR(own[i], expected[i], 8 * u);
+  }
+}
+
 // A scale that is no number, which stands for gradients that are none, makes the result none.
 TEST_F(CudaTest, FixedPointOfNoNumbers) {
   DeformProblem q(square(3, Layout::kContiguous));
   q.fill_exact(1);
   OnDevice<float> d(q, gpu);
-  const auto to = d.gradients<Fixed>(std::numeric_limits<float>::quiet_NaN());
+  const auto to = d.gradients<FixedPoint>(std::numeric_limits<float>::quiet_NaN());
   d.spread(to);
   for (const double x : d.grad_input(to)) EXPECT_TRUE(std::isnan(x));
 }
