@@ -137,6 +137,11 @@ struct Pairs {
   TORCH_EXT_HOST_DEVICE int per_source() const { return transposed ? inputs : outputs; }  // targets of a group
 
   SIMT_DEVICE int source(int target, int term) const { return target / per_source() * terms() + term; }
+  // The i-th term of a target in the order in which vectors of `size` channels meet theirs. It does not begin with the
+  // same one in all of a group, so that lanes side by side read the whole group at a time, which fills sectors.
+  SIMT_DEVICE int term(int target, int size, int i) const {
+    return (target % per_source() / size * size + i) % terms();
+  }
   template <class T>
   SIMT_DEVICE int64_t weight(const View<T>& w, int target, int term) const {
     if (!transposed) return target * w.n + term * w.c;

@@ -75,10 +75,10 @@ struct Region {
   }
 };
 
-// Calls store(where, vector) for every vector of the box, zero outside of the region.
-template <int V, class T, class Store>
+// Calls store(where, vector) for every vector of the box, zero outside of the region. A thread has kBatch loads on
+// their way at a time.
+template <int V, int kBatch, class T, class Store>
 SIMT_DEVICE void load_vectors(const Box& box, int planes, const Region<T>& from, const Store& store) {
-  constexpr int kBatch = 4;  // loads on their way at a time
   const int count = box.count(planes), threads = blockDim.x;
   for (int begin = threadIdx.x; begin < count; begin += kBatch * threads) {
     simt::Vector<std::remove_const_t<T>, V> values[kBatch];
@@ -115,10 +115,10 @@ SIMT_DEVICE void with_vector(int vector, const Body& body) {
   body(Constant<V>());
 }
 
-template <class T, class Store>
+template <int kBatch = 4, class T, class Store>
 SIMT_DEVICE void load_box(const Box& box, int planes, const Region<T>& from, const Store& store) {
   with_vector<std::remove_const_t<T>>(
-      box.vector, [&](auto vector) { load_vectors<decltype(vector)::kValue>(box, planes, from, store); });
+      box.vector, [&](auto vector) { load_vectors<decltype(vector)::kValue, kBatch>(box, planes, from, store); });
 }
 
 template <class T, class Load>

@@ -10,7 +10,7 @@
 // test. Where the batch is empty, or the image, nothing is launched.
 //
 //   columns side by side, or any other strides    planes
-//   channels side by side in both tensors         channels, 16 bytes or one at a time
+//   channels side by side in both tensors         channels, a vector or one at a time
 //   positions over 2^28, enormous kernels         direct
 namespace torch_ext::cuda {
 
@@ -23,6 +23,13 @@ bool goes_by_channels(const View<T>& source, const View<U>& target, const Axis& 
 }
 
 template <class T, class Launch>
+void launch_channels(const ChannelsParams<T>& p, const Launch& launch) {
+  with_vector_size<T>(p.vector, [&](auto channels, auto terms) {
+    launch(channels_size(p), depthwise_channels_kernel<T, decltype(channels)::kValue, decltype(terms)::kValue>, p);
+  });
+}
+
+template <class T, class Launch>
 void depthwise_correlate(const ConvGeometry<int64_t>& g, bool transposed, const View<const T>& source,
                          const View<const T>& weight, const T* bias, const View<T>& target, int multiprocessors,
                          const Launch& launch) {
@@ -31,11 +38,8 @@ void depthwise_correlate(const ConvGeometry<int64_t>& g, bool transposed, const 
   Axis columns;
   ChannelsParams<T> channels;
   if (make_axis(g, 2, transposed, &columns) && goes_by_channels(source, target, columns, g.groups) &&
-      make_channels(g, transposed, source, weight, bias, target, multiprocessors, &channels)) {
-    constexpr int kVector = 16 / sizeof(T);
-    return channels.vector == kVector ? launch(channels_size(channels), depthwise_channels_kernel<T, kVector>, channels)
-                                      : launch(channels_size(channels), depthwise_channels_kernel<T, 1>, channels);
-  }
+      make_channels(g, transposed, source, weight, bias, target, multiprocessors, &channels))
+    return launch_channels(channels, launch);
   PlanesParams<T> planes;
   if (make_planes(g, transposed, source, weight, bias, target, &planes))
     return launch(planes_size(planes), depthwise_planes_kernel<T>, planes);
@@ -91,15 +95,17 @@ struct DepthwiseGradWeight {
     }
     auto* partial = static_cast<Acc<T>*>(workspace);
     if (kernel == kChannels) {
-      constexpr int kVector = 16 / sizeof(T);
       GradChannelsParams<T> p = channels;
       p.partial = partial;
-      if (p.vector == kVector) launch(grad_channels_size(p), depthwise_grad_channels_kernel<T, kVector>, p);
-      else launch(grad_channels_size(p), depthwise_grad_channels_kernel<T, 1>, p);
+      with_vector_size<T>(p.vector, [&](auto size, auto terms) {
+        launch(grad_channels_size(p),
+               depthwise_grad_channels_kernel<T, decltype(size)::kValue, decltype(terms)::kValue>, p);
+      });
     } else {
       GradPlanesParams<T> p = planes;
       p.partial = partial;
-      launch(grad_planes_size(p), depthwise_grad_planes_kernel<T>, p);
+      if (p.grouped) launch(grad_planes_size(p), depthwise_grad_planes_kernel<T, true>, p);
+      else launch(grad_planes_size(p), depthwise_grad_planes_kernel<T, false>, p);
     }
     const auto& k = geometry.kernel;
     const SumParams<T> p{partial,

@@ -6,7 +6,7 @@
 // Grouped convolution of few channels, of fewer than 16 in and out for speed, of any number to be right: which kernel
 // serves a call, as depthwise.cuh says. The gradient of the weight is DepthwiseGradWeight, which takes groups, too.
 //
-//   channels side by side in both tensors      depthwise_channels, one channel at a time
+//   channels side by side in both tensors      depthwise_channels
 //   columns side by side, or any other strides grouped_planes
 //   positions over 2^28, enormous kernels      direct
 namespace torch_ext::cuda {
@@ -21,8 +21,8 @@ void grouped_correlate(const ConvGeometry<int64_t>& g, bool transposed, const Vi
   ChannelsParams<T> channels;
   if (make_axis(g, 2, transposed, &columns) &&
       goes_by_channels(source, target, columns, simt::max(g.in_channels, g.out_channels)) &&
-      make_channels(g, transposed, source, weight, bias, target, multiprocessors, &channels) && channels.vector == 1)
-    return launch(channels_size(channels), depthwise_channels_kernel<T, 1>, channels);
+      make_channels(g, transposed, source, weight, bias, target, multiprocessors, &channels))
+    return launch_channels(channels, launch);
   GroupedPlanesParams<T> planes;
   if (make_grouped_planes(g, transposed, source, weight, bias, target, &planes))
     return launch(grouped_planes_size(planes), grouped_planes_kernel<T>, planes);

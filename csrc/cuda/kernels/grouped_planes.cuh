@@ -15,7 +15,7 @@ namespace torch_ext::cuda {
 
 // Of a thread, for its registers.
 template <class T>
-inline constexpr int kGroupTargets = sizeof(Acc<T>) == 8 ? 2 : 4;
+inline constexpr int kGroupTargets = sizeof(Acc<T>) == 8 ? 2 : 8;
 
 template <class T>
 struct GroupedPlanesParams {
@@ -71,14 +71,16 @@ simt::LaunchSize grouped_planes_size(const GroupedPlanesParams<T>& p) {
   return {grid_of(p.blocks), {static_cast<unsigned>(round_up(p.tile.threads(), 32))}, grouped_planes_bytes(p, p.tile)};
 }
 
-// sums[t][r] += sum over taps of weight[t][tap] * source[r + tap]
-template <int kTaps, int kTargets, class A>
-SIMT_DEVICE void add_taps_of_targets(A (&sums)[kTargets][kRun], const A* source, const A* weight, int weight_size) {
+// sums[t][r] += sum over taps of weight[t][tap] * source[r + tap], for t below `targets`
+template <int kTaps, int kMost, class A>
+SIMT_DEVICE void add_taps_of_targets(A (&sums)[kMost][kRun], int targets, const A* source, const A* weight,
+                                     int weight_size) {
   A x[kRun + kTaps - 1];
   SIMT_UNROLL
   for (int j = 0; j < kRun + kTaps - 1; ++j) x[j] = source[j];
   SIMT_UNROLL
-  for (int t = 0; t < kTargets; ++t) {
+  for (int t = 0; t < kMost; ++t) {
+    if (t >= targets) break;  // the same in all threads
     SIMT_UNROLL
     for (int tap = 0; tap < kTaps; ++tap) {
       const A w = weight[t * weight_size + tap];
@@ -91,7 +93,7 @@ SIMT_DEVICE void add_taps_of_targets(A (&sums)[kTargets][kRun], const A* source,
 template <class T>
 SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(GroupedPlanesParams<T> p) {
   using A = Acc<T>;
-  constexpr int kMostTaps = 7;
+  constexpr int kMostTaps = 7, kLoads = 2;  // few, since the sums take the registers
   const Tile& tile = p.tile;
   const Axis& columns = p.axes[2];
   const int64_t block = block_index();
@@ -132,17 +134,17 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
   }
   for (int term = 0; term < p.pairs.terms(); ++term) {
     if (term > 0) __syncthreads();
-    load_weights(p.weight, p.axes, p.pairs, channel, channels, kGroupTargets<T>, term, weights);
+    load_weights(p.weight, p.axes, p.pairs, channel, channels, channels, term, weights);
     const Triple<int> sizes{{p.axes[0].source, p.axes[1].source, p.axes[2].source}};
-    load_dealt(p.source_box, tile, columns.parts,
-               Region<const T>{p.source.at(image, group * p.pairs.terms() + term),
-                               p.source.n,
-                               p.source.spatial,
-                               origin,
-                               sizes,
-                               planes,
-                               {0, 1, 1}},
-               sources);
+    load_dealt<kLoads>(p.source_box, tile, columns.parts,
+                       Region<const T>{p.source.at(image, group * p.pairs.terms() + term),
+                                       p.source.n,
+                                       p.source.spatial,
+                                       origin,
+                                       sizes,
+                                       planes,
+                                       {0, 1, 1}},
+                       sources);
     __syncthreads();
     if (!active) continue;
     const Taps depth = taps_of(p.axes[0], first[0] + d), rows = taps_of(p.axes[1], first[1] + h);
@@ -161,7 +163,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, 2) grouped_planes_kernel(Group
               const int kernel_row =
                   (depth.tap + kd * depth.tap_step) * p.axes[1].kernel + rows.tap + kh * rows.tap_step;
               add_taps_of_targets<decltype(taps)::kValue>(
-                  sums, run + source_row * tile.row_pitch + tap,
+                  sums, channels, run + source_row * tile.row_pitch + tap,
                   weights + (kernel_row * columns.filled + list) * list_pitch<Acc<T>>(columns) + tap,
                   weight_size<Acc<T>>(p.axes));
             }

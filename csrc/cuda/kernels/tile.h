@@ -168,10 +168,10 @@ SIMT_DEVICE void write_vector(A* to, const simt::Vector<A, V>& values) {
 }
 
 // Copies a window of sources to shared memory, and deals out each row into parts.
-template <class T>
+template <int kBatch = 4, class T>
 SIMT_DEVICE void load_dealt(const Box& box, const Tile& tile, int parts, const Region<const T>& region, Acc<T>* to) {
   const int row_pitch = tile.row_pitch, part_pitch = tile.part_pitch;
-  load_box(box, tile.planes, region, [&]<int V>(const InBox& at, const simt::Vector<Acc<T>, V>& values) {
+  load_box<kBatch>(box, tile.planes, region, [&]<int V>(const InBox& at, const simt::Vector<Acc<T>, V>& values) {
     Acc<T>* row = to + at.row * row_pitch;
     if (parts == 1) return write_vector(row + at.column, values);
     SIMT_UNROLL

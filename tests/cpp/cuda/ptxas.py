@@ -1,4 +1,4 @@
-"""Reads what nvcc's -Xptxas=-v says of kernels; fails if one spills registers or has more than 128 of them.
+"""Reads what nvcc's -Xptxas=-v says of kernels; fails if one spills registers or has too many of them.
 
 Usage: ptxas.py LOG    (the output of a build)
 """
@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 MOST_REGISTERS = 128
+# Eight corners in float64 have more, with fewer threads, rather than spill.
+MOST_OF_WIDE = 168
+WIDE = re.compile(r"position_spread_kernel<3, .*double>")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
@@ -35,11 +38,11 @@ def kernels(log: str) -> list[tuple[str, str, int, int]]:
 
 def main(path: str) -> int:
     found = kernels(Path(path).read_text())
-    bad = [k for k in found if k[2] > MOST_REGISTERS or k[3] > 0]
+    bad = [k for k in found if k[2] > (MOST_OF_WIDE if WIDE.search(k[0]) else MOST_REGISTERS) or k[3] > 0]
     for name, architecture, registers, spilled in bad:
         print(f"{architecture} {name}: {registers} registers, {spilled} bytes spilled")
     most = max((k[2] for k in found), default=0)
-    print(f"{len(found)} kernels, at most {most} registers; {len(bad)} spill or have more than {MOST_REGISTERS}")
+    print(f"{len(found)} kernels, at most {most} registers; {len(bad)} spill or have too many")
     return 1 if bad or not found else 0
 
 
