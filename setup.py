@@ -19,10 +19,15 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'"(.+)"', (ROOT / "torch_ext/_version.py").read_text())[1]
 TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
 
-# For the GPU that is there, or for TORCH_CUDA_ARCH_LIST where FORCE_CUDA=1 asks for it.
-WITH_CUDA = os.environ.get("FORCE_CUDA") == "1" or (torch.cuda.is_available() and CUDA_HOME is not None)
-if WITH_CUDA and CUDA_HOME is None:
+# For the GPU that is there, or for TORCH_CUDA_ARCH_LIST where FORCE_CUDA=1 asks for it. Kernels take the shared memory
+# that GPUs have from compute capability 8.0 on.
+FORCE_CUDA = os.environ.get("FORCE_CUDA") == "1"
+HAS_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+WITH_CUDA = FORCE_CUDA or (HAS_GPU and CUDA_HOME is not None)
+if FORCE_CUDA and CUDA_HOME is None:
     sys.exit("torch_ext: FORCE_CUDA=1 needs the CUDA toolkit: nvcc on PATH, or CUDA_HOME")
+if torch.cuda.is_available() and not WITH_CUDA:
+    print("torch_ext: builds for the CPU alone; GPUs need compute capability 8.0 or higher, and the CUDA toolkit")
 
 if WITH_CUDA:
     # The toolkit's headers by way of the environment: what is compiled for the CPU has one command for both builds, and

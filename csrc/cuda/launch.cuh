@@ -10,9 +10,8 @@
 // Launches kernels on a stream: what the kernels' host sides take as `launch`.
 namespace torch_ext::cuda {
 
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess)
-    throw std::runtime_error(std::string("torch_ext: ") + what + ": " + cudaGetErrorString(error));
+inline void check(cudaError_t error, const std::string& what) {
+  if (error != cudaSuccess) throw std::runtime_error("torch_ext: " + what + ": " + cudaGetErrorString(error));
 }
 
 struct Launch {
@@ -25,10 +24,18 @@ struct Launch {
     if (size.shared_bytes > kSharedOfAnyKernel)
       check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(size.shared_bytes)),
-            "a kernel does not get its shared memory");
+            name_of(kernel) + " does not get " + std::to_string(size.shared_bytes) + " bytes of shared memory");
     const dim3 grid(size.grid.x, size.grid.y, size.grid.z), block(size.block.x, size.block.y, size.block.z);
     kernel<<<grid, block, size.shared_bytes, stream>>>(params);
-    check(cudaGetLastError(), "a kernel is not launched");
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) check(error, name_of(kernel) + " is not launched");
+  }
+
+ private:
+  template <class Params>
+  static std::string name_of(void (*kernel)(Params)) {
+    const char* name = nullptr;
+    return cudaFuncGetName(&name, reinterpret_cast<const void*>(kernel)) == cudaSuccess ? name : "a kernel";
   }
 };
 

@@ -1,5 +1,6 @@
 #include "tensors.h"
 
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty_strided.h>
 
 namespace torch_ext::ops {
@@ -21,8 +22,12 @@ void set_to_bias(at::Tensor& output, const std::optional<at::Tensor>& bias) {
 }
 
 void move_into(at::Tensor& result, const at::Tensor& computed) {
-  if (computed.strides() == result.strides()) {
-    result = computed;
+  bool same = true;  // but for the strides of axes of size 1, along which nobody steps
+  for (int64_t axis = 0; axis < result.dim(); ++axis)
+    same &= result.size(axis) == 1 || computed.stride(axis) == result.stride(axis);
+  if (same) {
+    result =
+        computed.strides() == result.strides() ? computed : at::as_strided(computed, result.sizes(), result.strides());
     return;
   }
   if (result.is_meta()) result = at::empty_strided(result.sizes(), result.strides(), computed.options());

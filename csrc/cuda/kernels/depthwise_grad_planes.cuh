@@ -140,10 +140,10 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kTileThreads, GradTile<T, kGrouped>::kBlocks
   const int first_input = of_split % p.input_blocks * p.inputs;
   of_split /= p.input_blocks;
   const int first_output = of_split % p.output_blocks * p.outputs, channels = of_split / p.output_blocks;
-  const int in_count = simt::min(p.inputs, p.pairs.inputs - first_input);
-  const int out_count = simt::min(p.outputs, p.pairs.outputs - first_output);
+  const int in_count = kGrouped ? simt::min(p.inputs, p.pairs.inputs - first_input) : 1;
+  const int out_count = kGrouped ? simt::min(p.outputs, p.pairs.outputs - first_output) : 1;
   const int of_block = threadIdx.x / p.slices, slice = threadIdx.x % p.slices;
-  const int part = of_block / p.groups, group = first_group + of_block % p.groups;
+  const int part = kGrouped ? of_block / p.groups : 0, group = first_group + of_block - part * p.groups;
   const int list = group / p.taps.per_list % p.taps.lists, first_tap = group % p.taps.per_list * p.taps.size;
   const int kernel_row = group / (p.taps.per_list * p.taps.lists);
   const int kd = kernel_row / p.axes[1].kernel, kh = kernel_row - kd * p.axes[1].kernel;

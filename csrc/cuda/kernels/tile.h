@@ -17,7 +17,7 @@ inline constexpr int kTileThreads = 256;
 template <class T>
 inline constexpr int kTileBlocks = sizeof(Acc<T>) == 8 ? 2 : 3;  // on a multiprocessor, by their registers
 inline constexpr int kTileBytes = 56 << 10;                      // so that four blocks share a multiprocessor
-inline constexpr int kMostTileBytes = 96 << 10;                  // what every GPU has
+inline constexpr int kMostTileBytes = 96 << 10;                  // what every GPU has, of compute capability 8.0 on
 
 struct Tile {
   int planes;  // channels or images side by side
