@@ -1,7 +1,8 @@
 # make demo   set up .venv, build, run the demonstration
 # make test   the same set-up, then every test; parts alone: make lint | native | consumer | pytest
 # make cuda   build the extension with CUDA kernels, where nvcc is; CUDA_ARCHS="9.0" for some GPUs only, as make test does
-# make slow   the slow tests, and the tests on the oldest and newest torch that are supported
+# make emulated   Python tests of the ops for CUDA, whose kernels run on the emulator
+# make slow   the slow tests, those on the emulator, and the tests on the oldest and newest torch that are supported
 # make format | clean
 #
 # What is done is recorded by stamp files in .venv and build, so that a second run does only what is missing.
@@ -24,7 +25,7 @@ CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -
 BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow format clean lint native consumer pytest install cuda
+.PHONY: demo test slow format clean lint native consumer pytest install cuda emulated
 
 demo: install
 	python -m torch_ext.demo
@@ -77,7 +78,12 @@ cuda: install
 	cd build/cuda/site && python -m torch_ext info | tee ../info && grep --quiet "CUDA: *yes" ../info; \
 	echo "make cuda: PASSED ($(CUDA_ARCHS))"
 
-slow: pytest $(OTHER_TORCHES:%=build/torch-%/passed)
+emulated: install $(NATIVE)/build.ninja
+	cmake --build $(NATIVE) -j $(JOBS) --target cuda_emulated
+	TORCH_EXT_EMULATED_CUDA=$(CURDIR)/$(NATIVE)/tests/cpp/cuda/libcuda_emulated.so \
+	  pytest -m "not slow" tests/test_functional.py tests/test_deform.py
+
+slow: pytest emulated $(OTHER_TORCHES:%=build/torch-%/passed)
 	pytest -m slow
 	@echo "make slow: PASSED (slow tests; torch $(OTHER_TORCHES))"
 

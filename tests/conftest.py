@@ -1,7 +1,7 @@
 """Every test runs on our own kernels, whatever this CPU would choose, and once more on a GPU.
 
 Tests that ask for `isa` run under each instruction set. On the GPU what a test creates lies there: it is the default
-device.
+device. Without one, `make emulated` runs the ops for CUDA on tensors of the CPU (tests/cpp/cuda/library).
 """
 
 import os
@@ -20,6 +20,9 @@ OURS = [name for name in ("scalar", "avx2") if name in testing.isas()]
 CPU_ONLY = {f"test_{name}" for name in ("benchmarks", "build", "consumer", "ddp", "demo", "docs", "include_rules")}
 CPU_ONLY |= {f"test_{name}" for name in ("keras", "loader", "memory", "threads", "which_kernel")}
 CPU_ONLY |= {"test_huge_strides_never_reach_pytorch", "test_no_columns_of_a_whole_image"}
+EMULATED = os.environ.get("TORCH_EXT_EMULATED_CUDA")  # a library whose ops take the place of those for the CPU
+if EMULATED:
+    torch.ops.load_library(EMULATED)
 NO_GPU = "no GPU is visible, or this build of torch_ext is for the CPU alone"
 
 
@@ -29,19 +32,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if module == "test_cuda":
         names = ["cuda"]
     elif not {module, test} & CPU_ONLY:
-        names = [*names, "cuda"]
+        names = ["emulated cuda"] if EMULATED else [*names, "cuda"]
     metafunc.parametrize("kernels", names, indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The instruction set, or "cuda"."""
+    """The instruction set, "cuda", or "emulated cuda"."""
     if request.param == "cuda":
         if "cuda" not in testing.devices():
             pytest.skip(NO_GPU)
         cudnn = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with torch.device("cuda"), cudnn:
             yield request.param
+    elif EMULATED:
+        yield request.param
     else:
         with testing.isa(request.param):
             yield request.param

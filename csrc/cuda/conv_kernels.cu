@@ -1,7 +1,7 @@
 #include "kernels.h"
 #include "kernels/depthwise.cuh"
 #include "kernels/grouped.cuh"
-#include "launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace torch_ext::cuda {
 

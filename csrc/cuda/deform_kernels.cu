@@ -1,7 +1,7 @@
 #include "kernels/deform.cuh"
 
 #include "kernels.h"
-#include "launch.cuh"
+#include "cuda/launch.cuh"
 
 namespace torch_ext::cuda {
 
