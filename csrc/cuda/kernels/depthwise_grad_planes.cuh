@@ -49,7 +49,8 @@ struct GradPlanesParams {
 template <class T>
 size_t grad_planes_bytes(const GradPlanesParams<T>& p, const Tile& tile) {
   const int sums = p.inputs * p.outputs * p.groups * (p.slices / 32) * p.taps.size;
-  return (sums + p.inputs * round_up(tile.source_size(), 4) + p.outputs * round_up(tile.target_size(), 4)) *
+  return (sums + p.inputs * simt::ceil_div(tile.source_size(), 4) * 4 +
+          p.outputs * simt::ceil_div(tile.target_size(), 4) * 4) *
          sizeof(Acc<T>);
 }
 

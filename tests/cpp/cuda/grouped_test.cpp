@@ -149,7 +149,13 @@ TEST_F(GroupedCuda, LargeAndManyImages) {
   check(many);
 }
 
-TEST_F(GroupedCuda, Direct) { check({1, 4, 6, 2, {4, 30}, {2, 3}, {1, 1}, {0, 60000, 30000, 30000}, {60000, 30000}}); }
+TEST_F(GroupedCuda, Direct) {
+  check({1, 4, 6, 2, {4, 30}, {2, 3}, {1, 1}, {0, 60000, 30000, 30000}, {60000, 30000}});
+  // Windows whose numbers are a little under a multiple of 2^32.
+  const ConvCase huge{1, 4, 4, 2, {4, 4}, {2, 2}, {1, 1}, {65533, 0, 65533, 0}, {65536, 65535}};
+  check_grouped<float>(huge);
+  check_grouped<double>(huge);
+}
 
 }  // namespace
 }  // namespace torch_ext::test
