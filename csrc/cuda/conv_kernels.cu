@@ -1,7 +1,7 @@
+#include "cuda/launch.cuh"
 #include "kernels.h"
 #include "kernels/depthwise.cuh"
 #include "kernels/grouped.cuh"
-#include "cuda/launch.cuh"
 
 namespace torch_ext::cuda {
 

@@ -127,7 +127,7 @@ struct BackwardPass {
   const Call<T> call;
   const Tensor &grad_output, &weight;
   std::array<Tensor, 4>& gradients;
-  Tensor sums = {}, scale = {};  // of the part's images
+  Tensor sums = {}, scale = {};  // sums of the part's images, if not in the gradient itself
 
   void run() {
     const auto& [g, input, offset, mask, queue] = call;

@@ -1,7 +1,7 @@
 #include "kernels/deform.cuh"
 
-#include "kernels.h"
 #include "cuda/launch.cuh"
+#include "kernels.h"
 
 namespace torch_ext::cuda {
 

@@ -193,10 +193,14 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, kDims == 3 && sizeof(Acc<T
     Sample<A, kDims> s{};
     if (w.has_position) s = sample_of<kDims>(p.in, p.sizes, index);
     const bool adds = w.has_position && sums.data != nullptr && meets_image(s);
+    const auto exists = [&](int k) { return w.has_position && s.pixel[k] >= 0; };  // registers are few
+    int64_t place[kCorners];
     A dots[kCorners];
     SIMT_UNROLL
-    for (int k = 0; k < kCorners; ++k) dots[k] = 0;
-    const auto exists = [&](int k) { return w.has_position && s.pixel[k] >= 0; };  // registers are few
+    for (int k = 0; k < kCorners; ++k) {
+      place[k] = exists(k) ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0;
+      dots[k] = 0;
+    }
     const int first = index.offset_group * p.sizes.per_offset, end = first + w.channel_end;
     int in_tile = p.tile.is_one_tile() ? (run - w.run) * p.sizes.per_offset : 0;
     for (int c = first + w.channel; c < end;) {
@@ -214,8 +218,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, kDims == 3 && sizeof(Acc<T
             const T* const plane = p.in.input.at(w.image, c + (inside ? j + u : 0));
             SIMT_UNROLL
             for (int k = 0; k < kCorners; ++k)
-              value[u][k] = simt::widen(
-                  simt::ld(plane + (exists(k) ? place_of_pixel(p.in, p.sizes, s.pixel[k]) : 0), inside && exists(k)));
+              value[u][k] = simt::widen(simt::ld(plane + place[k], inside && exists(k)));
           }
           SIMT_UNROLL
           for (int u = 0; u < kAhead; ++u) SIMT_UNROLL

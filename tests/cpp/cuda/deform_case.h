@@ -97,7 +97,7 @@ inline Sizes unflatten(int64_t i, const Triple<int64_t>& sizes) {
 // One of the columns' numbers.
 struct Column {
   int64_t image, position, tap, offset_group, channel;
-  int64_t place;  // in memory
+  int64_t row, place;  // which of the rows there are, and where in memory
 };
 
 struct DeformProblem {
@@ -149,12 +149,8 @@ struct DeformProblem {
       for (int64_t p = c.positions.begin; p < c.positions.end; ++p, ++row)
         for (int64_t tap = 0; tap < g.taps(); ++tap)
           for (int64_t i = 0; i < c.channels; ++i)
-            body(Column{n, p, tap, i / per_offset, i,
+            body(Column{n, p, tap, i / per_offset, i, row,
                         i / per_group * group_stride + row * row_stride + tap * per_group + i % per_group});
-  }
-
-  int64_t row_of(const Column& i) const {
-    return (i.image - c.images.begin) * (c.positions.end - c.positions.begin) + i.position - c.positions.begin;
   }
 
   // The places of a column's offset along an axis, and of its mask.
