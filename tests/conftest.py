@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from devices import EMULATED
 
 from torch_ext import testing
 
@@ -20,7 +21,6 @@ OURS = [name for name in ("scalar", "avx2") if name in testing.isas()]
 CPU_ONLY = {f"test_{name}" for name in ("benchmarks", "build", "consumer", "ddp", "demo", "docs", "include_rules")}
 CPU_ONLY |= {f"test_{name}" for name in ("keras", "loader", "memory", "threads", "which_kernel")}
 CPU_ONLY |= {"test_huge_strides_never_reach_pytorch", "test_no_columns_of_a_whole_image"}
-EMULATED = os.environ.get("TORCH_EXT_EMULATED_CUDA")  # a library whose ops take the place of those for the CPU
 if EMULATED:
     torch.ops.load_library(EMULATED)
 NO_GPU = "no GPU is visible, or this build of torch_ext is for the CPU alone"

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch_ext import which_kernel
 
 Assertion = Callable[..., None]  # of a result and what is expected
+EMULATED = os.environ.get("TORCH_EXT_EMULATED_CUDA")  # a library whose ops take the place of those for the CPU
 
 
 def on_gpu() -> bool:
@@ -59,5 +60,4 @@ def assert_within(tolerance: float, actual: Tensor, expected: Tensor, what: Any)
 
 def by_kernel(strict: Assertion, op: str, *args: Any, **kwargs: Any) -> Assertion:
     """How to compare results of a call, and its gradients: strictly, or as near as cuDNN comes, if that takes it."""
-    on_cuda = on_gpu() or "TORCH_EXT_EMULATED_CUDA" in os.environ
-    return assert_near if on_cuda and "aten" in which_kernel(op, *args, **kwargs) else strict
+    return assert_near if (on_gpu() or EMULATED) and "aten" in which_kernel(op, *args, **kwargs) else strict
