@@ -159,8 +159,6 @@ def main() -> None:
     if options.device not in testing.devices():
         sys.exit("bench.py: --device cuda needs a GPU, and a build of torch_ext with CUDA")
     if options.device == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = False
         card = torch.cuda.get_device_name().lower().replace(" ", "-")
         name = "-".join(filter(None, [card, *(options.op or []), options.filter]))
         options.save = options.save or str(Path(__file__).parent / "results" / f"{name}.json")
@@ -169,9 +167,10 @@ def main() -> None:
     report.print_header(header, options, device)
     table = report.Table(options)
     results = []
-    for row in rows(options):
-        results.append(row)
-        table.add(row)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+        for row in rows(options):
+            results.append(row)
+            table.add(row)
     table.close()
     short = report.print_summary(results)
     if options.save:

@@ -336,9 +336,6 @@ def test_gpu_yardsticks(h200: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench_on_gpu(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> dict:
     """What bench.py saves with these options."""
-    flags = torch.backends.cudnn
-    for name in ("benchmark", "allow_tf32"):  # which bench.py sets
-        monkeypatch.setattr(flags, name, getattr(flags, name))
     monkeypatch.setattr(bench.machine, "restart", lambda _: None)
     monkeypatch.setattr(bench, "__file__", str(folder / "bench.py"))
     monkeypatch.setattr(gpu, "COPY_SIZES", [1 << 10] * 3)
