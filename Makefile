@@ -2,7 +2,9 @@
 # make test   the same set-up, then every test; parts alone: make lint | native | consumer | pytest
 # make cuda   build the extension with CUDA kernels, where nvcc is; CUDA_ARCHS="9.0" for some GPUs only, as make test does
 # make emulated   Python tests of the ops for CUDA, whose kernels run on the emulator
-# make slow   the slow tests, those on the emulator, and the tests on the oldest and newest torch that are supported
+# make cuda_native   the same library by CMake, a C++ program with it, and the tests of kernels on a GPU, if there is one
+# make gpu    where a GPU is: those under compute-sanitizer, the Python tests on it, the benchmark
+# make slow   the slow tests, emulated, cuda_native, and the tests on the oldest and newest torch that are supported
 # make format | clean
 #
 # What is done is recorded by stamp files in .venv and build, so that a second run does only what is missing.
@@ -15,7 +17,10 @@ STAMPS := $(VENV)/.stamps
 PIP := $(VENV)/bin/python -m pip --quiet
 CUDA_ARCHS ?= 8.0 9.0 12.0
 NATIVE := build/native
+CUDA_NATIVE := build/cuda_native
 PREFIX := build/prefix
+KERNELS = $$(ls -d $(CURDIR)/build/objects-torch-$(TORCH)*/csrc/cpu/kernels | head -1)
+GPU_TESTS := $(CUDA_NATIVE)/tests/cpp/cuda/cuda_tests_gpu.dir/cuda_tests_gpu
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -25,7 +30,7 @@ CPP_TESTS := $(shell find tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -
 BUILD_FILES := setup.py pyproject.toml torch_ext/_version.py $(wildcard cmake/*)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test slow format clean lint native consumer pytest install cuda emulated
+.PHONY: demo test slow format clean lint native consumer pytest install cuda cuda_native emulated gpu
 
 demo: install
 	python -m torch_ext.demo
@@ -59,7 +64,7 @@ native: install $(NATIVE)/build.ninja
 $(NATIVE)/build.ninja: CMakeLists.txt $(wildcard cmake/*) $(STAMPS)/test | $(STAMPS)/install $(STAMPS)/debian-test
 	cmake -S . -B $(NATIVE) -G Ninja -DCMAKE_BUILD_TYPE=Release \
 	  -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON -DTORCH_EXT_SANITIZE=address,undefined \
-	  -DTORCH_EXT_KERNELS=$$(ls -d $(CURDIR)/build/objects-torch-$(TORCH)*/csrc/cpu/kernels)
+	  -DTORCH_EXT_KERNELS=$(KERNELS)
 	@touch $@
 
 # A C++ program on the copy in build/prefix; `make pytest` builds it once more, on the copy in the Python package.
@@ -78,12 +83,34 @@ cuda: install
 	cd build/cuda/site && python -m torch_ext info | tee ../info && grep --quiet "CUDA: *yes" ../info; \
 	echo "make cuda: PASSED ($(CUDA_ARCHS))"
 
+OPS_TESTS := functional deform layers errors gradients transforms opcheck opinfo script_export convert
 emulated: install $(NATIVE)/build.ninja
 	cmake --build $(NATIVE) -j $(JOBS) --target cuda_emulated
 	TORCH_EXT_EMULATED_CUDA=$(CURDIR)/$(NATIVE)/tests/cpp/cuda/libcuda_emulated.so \
-	  pytest -m "not slow" tests/test_functional.py tests/test_deform.py
+	  pytest -m "not slow" $(OPS_TESTS:%=tests/test_%.py)
 
-slow: pytest emulated $(OTHER_TORCHES:%=build/torch-%/passed)
+cuda_native: install $(STAMPS)/test $(STAMPS)/debian-test
+	@if ! command -v nvcc >/dev/null; then echo "make cuda_native: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e; \
+	cmake -S . -B $(CUDA_NATIVE) -G Ninja -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON \
+	  -DTORCH_EXT_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90 -DTORCH_EXT_KERNELS=$(KERNELS); \
+	cmake --build $(CUDA_NATIVE) -j $(JOBS) --target torch_ext cuda_tests_gpu; \
+	cmake --install $(CUDA_NATIVE) --prefix $(CUDA_NATIVE)/prefix; \
+	TORCH_EXT_PREFIX=$(CURDIR)/$(CUDA_NATIVE)/prefix pytest tests/test_consumer.py; \
+	$(GPU_TESTS)
+
+# In .venv if there is one, else in the environment at hand, whose PyTorch is that of the GPU.
+gpu:
+	python -m pip install --no-build-isolation --no-deps -e .
+	cmake -S . -B $(CUDA_NATIVE) -G Ninja -DPython3_EXECUTABLE="$$(command -v python)" -DTORCH_EXT_BUILD_TESTS=ON \
+	  -DTORCH_EXT_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native
+	cmake --build $(CUDA_NATIVE) -j $(JOBS) --target cuda_tests_gpu
+	for tool in memcheck racecheck initcheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(GPU_TESTS) || exit 1; done
+	pytest -m "not slow" -k cuda
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 pytest -m "not slow" -k "cuda and not graph and not memory"
+	python benchmarks/bench.py --device cuda
+
+slow: pytest emulated cuda_native $(OTHER_TORCHES:%=build/torch-%/passed)
 	pytest -m slow
 	@echo "make slow: PASSED (slow tests; torch $(OTHER_TORCHES))"
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,11 +14,17 @@ from torch_ext import which_kernel
 
 Assertion = Callable[..., None]  # of a result and what is expected
 EMULATED = os.environ.get("TORCH_EXT_EMULATED_CUDA")  # a library whose ops take the place of those for the CPU
+not_emulated = pytest.mark.skipif(EMULATED is not None, reason="PyTorch's part and other processes are the CPU's")
 
 
 def on_gpu() -> bool:
     """Whether what a test creates lies there."""
     return torch.get_default_device().type == "cuda"
+
+
+def cuda_ops() -> bool:
+    """Whether the ops for CUDA run, there or on the emulator."""
+    return on_gpu() or EMULATED is not None
 
 
 def run_process(script: str) -> str:
@@ -60,4 +67,4 @@ def assert_within(tolerance: float, actual: Tensor, expected: Tensor, what: Any)
 
 def by_kernel(strict: Assertion, op: str, *args: Any, **kwargs: Any) -> Assertion:
     """How to compare results of a call, and its gradients: strictly, or as near as cuDNN comes, if that takes it."""
-    return assert_near if (on_gpu() or EMULATED) and "aten" in which_kernel(op, *args, **kwargs) else strict
+    return assert_near if cuda_ops() and "aten" in which_kernel(op, *args, **kwargs) else strict

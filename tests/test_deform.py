@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from devices import EMULATED, assert_near, on_gpu, passes, run_process
+from devices import assert_near, not_emulated, on_gpu, passes, run_process
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.library import opcheck
@@ -343,7 +343,7 @@ def test_only_what_is_asked_for(deterministic: None) -> None:
             assert torch.equal(a, b) if is_wanted else a is None or not a.numel()
 
 
-@pytest.mark.skipif(bool(EMULATED), reason="products are then PyTorch's on the CPU, whose sums depend on the threads")
+@not_emulated  # the sums of PyTorch's products depend on the threads
 @every_case
 def test_bit_equal_on_any_number_of_threads(case: Case, isa: str, deterministic: None) -> None:
     before = torch.get_num_threads()
@@ -725,6 +725,7 @@ for size in ((1, 64, 32, 200, 200), (16, 32, 32, 64, 64), (1, 8, 8, 600, 500), (
 """
 
 
+@pytest.mark.cpu_only
 def test_no_columns_of_a_whole_image() -> None:
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import run_process
+from devices import not_emulated, run_process
 from torch import Tensor, nn
 
 import torch_ext.testing
@@ -291,6 +291,7 @@ def test_no_call_crashes_the_process(seed: int) -> None:
     assert 1000 < int(printed) < 6000
 
 
+@not_emulated
 def test_outputs_of_padding_alone() -> None:
     """Which oneDNN dies of."""
     input = torch.empty_strided((2, 64, 14, 1), (896, 1, 64, 64)).normal_()
@@ -299,6 +300,7 @@ def test_outputs_of_padding_alone() -> None:
     assert torch.equal(output, bias.view(16, 1, 1).expand(2, 16, 5, 2))
 
 
+@pytest.mark.cpu_only
 def test_huge_strides_never_reach_pytorch() -> None:
     """Whose library dies of them."""
     for n, stride, channels in ((1, 100000, 8), (1, 70000, 65), (2, 2**40, 65)):

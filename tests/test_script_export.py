@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import not_emulated
 from torch import Tensor, nn
 
 import torch_ext
@@ -144,6 +145,7 @@ print("equal")
 """
 
 
+@not_emulated
 def test_saved_model_needs_the_library_only(tmp_path: Path) -> None:
     model = torch_ext.nn.SeparableConv2d(4, 6, 3, stride=2, padding="same")
     input = torch.randn(2, 4, 9, 8)

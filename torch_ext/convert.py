@@ -31,7 +31,8 @@ def convert(model: nn.Module, *, inplace: bool = True) -> nn.Module:
     model to the dtype that it will run in: in bfloat16 and float16 every convolution has a kernel; in float64
     the grouped ones; in float32 groups of up to 64 channels (depthwise or more), pointwise layers with at most 64
     inputs or 6 times as many outputs, and dilated or 3-D dense layers of 16 to 256 channels; of some of these a part of
-    the passes.
+    the passes. On a GPU, in every dtype, depthwise layers and groups of fewer than 16 channels have one; and pairs stay
+    two layers.
 
     In a `Sequential` (exactly that), a depthwise layer without bias and a pointwise one right behind it, both with a
     kernel and without hooks, become a separable layer and an identity. The keys of the state_dict stay; names of

@@ -64,10 +64,11 @@ std::string_view name(Isa isa) {
 namespace {
 
 std::string build_info() {
+  const std::string cuda = ops::cuda_version();
   std::string isas;
   for (const Isa isa : supported()) isas += (isas.empty() ? "\"" : ", \"") + std::string(name(isa)) + "\"";
-  return "{\"version\": \"" TORCH_EXT_VERSION "\", \"torch\": \"" TORCH_VERSION "\", \"cuda\": " + ops::cuda_version() +
-         ", \"compiler\": \"" __VERSION__ "\", \"openmp\": " +
+  return "{\"version\": \"" TORCH_EXT_VERSION "\", \"torch\": \"" TORCH_VERSION "\", \"cuda\": " +
+         (cuda.empty() ? "null" : "\"" + cuda + "\"") + ", \"compiler\": \"" __VERSION__ "\", \"openmp\": " +
 #ifdef _OPENMP
          std::to_string(_OPENMP) +
 #else

@@ -6,7 +6,7 @@
 namespace torch_ext::ops {
 
 std::string cuda_version() {
-  return "\"" + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10) + "\"";
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
 
 }  // namespace torch_ext::ops

@@ -4,7 +4,7 @@
 
 namespace torch_ext::ops {
 
-// The CUDA release that the library was built with, in quotes; "null" in a build for the CPU alone.
+// The CUDA release that the library was built with; empty in a build for the CPU alone.
 std::string cuda_version();
 
 }  // namespace torch_ext::ops

@@ -5,7 +5,7 @@
 // Only in builds without CUDA: tells what to do instead of "no kernel found".
 namespace torch_ext::ops {
 
-std::string cuda_version() { return "null"; }
+std::string cuda_version() { return {}; }
 
 namespace {
 
