@@ -30,6 +30,8 @@ if torch.cuda.is_available() and not WITH_CUDA:
     print("torch_ext: builds for the CPU alone; GPUs need compute capability 8.0 or higher, and the CUDA toolkit")
 
 if WITH_CUDA:
+    if not HAS_GPU:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;12.0+PTX")
     # The toolkit's headers by way of the environment: what is compiled for the CPU has one command for both builds, and
     # so is not compiled again.
     os.environ["CPATH"] = os.pathsep.join([f"{CUDA_HOME}/include", *filter(None, [os.environ.get("CPATH")])])

@@ -216,6 +216,28 @@ def test_offsets_in_float32_with_16_bit(dtype: torch.dtype, wide: tuple[str, ...
         torch.testing.assert_close(a.double(), b, rtol=0.02, atol=1e-3 * b.abs().max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("size", "mask_size"), [(1.0, 1e-3), (1e-2, 1e-3), (1e-4, 1.0), (5e3, 30.0), (0.0, 1.0)])
+def test_small_and_large_numbers_in_16_bit(dtype: torch.dtype, size: float, mask_size: float, isa: str) -> None:
+    """Products of input and mask, which are outside of the range of float16."""
+    torch.manual_seed(0)
+    input, offset, mask = torch.randn(2, 8, 9, 9) * size, torch.randn(2, 18, 9, 9), torch.rand(2, 9, 9, 9) * mask_size
+    weight = torch.randn(4, 8, 3, 3) * 1e-2
+    call = {"input": input.to(dtype), "offset": offset, "weight": weight.to(dtype), "mask": mask}
+    copies = {name: tensor.double().requires_grad_() for name, tensor in call.items()}
+    call = {name: tensor.requires_grad_() for name, tensor in call.items()}
+    output = functional.deform_conv2d(**call, padding=1)
+    expected = reference.deform_conv(**copies, padding=1)
+    names = "output", "input", "weight"
+    grad_output = torch.randn_like(output) / max(size * mask_size / 100, 1)  # whose sums are in range
+    ours = (output, *torch.autograd.grad(output, [call[name] for name in names[1:]], grad_output))
+    double = (expected, *torch.autograd.grad(expected, [copies[name] for name in names[1:]], grad_output.double()))
+    for name, a, b in zip(names, ours, double, strict=True):
+        smallest = 2**-25 if dtype == torch.float16 else 0
+        allowed = torch.finfo(dtype).eps / 2 * b.abs() + 3e-6 * b.abs().max() + smallest
+        assert ((a.double() - b).abs() <= allowed).all(), name
+
+
 def test_not_a_number_stays_where_it_belongs(isa: str) -> None:
     for axis, n in ((0, 2), (1, 2), (0, 1)):
         input = torch.randn(2, 4, *(5,) * n)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from devices import not_emulated, run_process
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import torch_ext.testing
+from torch_ext._loader import build_info
 
 ops = torch.ops.torch_ext
 
@@ -284,6 +286,27 @@ def hostile_calls(seed: int, count: int) -> int:
     return raised
 
 
+@pytest.mark.cpu_only
+@pytest.mark.skipif(build_info()["cuda"] is not None, reason="this build has CUDA kernels")
+def test_builds_without_cuda_say_so() -> None:
+    """What calls with CUDA tensors come to."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    w, one = torch.ones(1, 1, 1), ([1], [0, 0], [1])
+    calls: list[tuple[Any, ...]] = [
+        (ops.conv, w, w, None, *one, 1),
+        (ops.conv_backward, w, w, w, *one, 1, [True] * 3),
+        (ops.separable_conv, w, w, w, None, *one),
+        (ops.separable_conv_backward, w, w, w, w, *one, [True] * 4),
+        (ops.deform_conv, w, w, w, None, None, *one),
+        (ops.deform_conv_backward, w, w, w, w, None, *one, [True] * 5),
+        (ops._which_kernel, "conv", w, w, None, *one, 1, "forward"),
+        (ops._which_separable_kernel, "separable_conv1d", w, w, w, None, *one, "forward"),
+    ]
+    for op, *arguments in calls:
+        with pytest.raises(NotImplementedError, match="has no CUDA kernels.* FORCE_CUDA=1 pip install"):
+            op.default.redispatch(cuda, *arguments)
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])
 def test_no_call_crashes_the_process(seed: int) -> None:
     script = f"import sys; sys.path.insert(0, {__file__.rpartition('/')[0]!r})\n"
@@ -298,6 +321,25 @@ def test_outputs_of_padding_alone() -> None:
     weight, bias = torch.randn(16, 64, 4, 1), torch.randn(16)
     output = torch.ops.torch_ext.conv(input, weight, bias, [3, 3], [1, 1, 2, 2], [1, 3], 1)
     assert torch.equal(output, bias.view(16, 1, 1).expand(2, 16, 5, 2))
+
+
+@pytest.mark.cpu_only
+def test_dense_layers_of_a_gpu_that_pytorch_refuses() -> None:
+    """Empty axes, and formats that it does not keep: sizes and strides as on the CPU, by tensors without numbers."""
+    float64, last = torch.float64, torch.channels_last
+    calls = [
+        (torch.empty(2, 0, 5, 5), torch.empty(4, 0, 3, 3)),
+        (torch.empty(2, 32, 0, 5), torch.empty(4, 32, 2, 3)),
+        (torch.empty(2, 32, 5, 6, dtype=float64).to(memory_format=last), torch.empty(4, 32, 3, 3, dtype=float64)),
+        (torch.empty(2, 5, 32, dtype=float64).transpose(1, 2), torch.empty(4, 32, 3, dtype=float64)),
+    ]
+    for call in calls:
+        function = getattr(torch_ext, f"group_conv{call[0].dim() - 2}d")
+        expected = function(*call, padding=1)
+        with FakeTensorMode():
+            fake = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cuda") for t in call]
+            output = function(*fake, padding=1)
+        assert (output.shape, output.stride()) == (expected.shape, expected.stride())
 
 
 @pytest.mark.cpu_only

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torch_ext import functional
 from torch_ext._arguments import ArgumentError, both_sides, numbers, padding_list
+from torch_ext._loader import build_info
 
 _OUTPUTS = ("forward", "grad_input", "grad_weight")
 _MIRRORED = {"forward": "grad_input", "grad_input": "forward", "grad_weight": "grad_weight"}
@@ -91,6 +92,8 @@ def _separable(op: str, call: dict[str, Any], output: str) -> str:
 def _deform(op: str, call: dict[str, Any], output: str) -> str:
     _result(op, call)  # which checks the call
     if call["input"].is_cuda:
+        if build_info()["cuda"] is None:
+            raise NotImplementedError(f"{op}: this build of torch_ext has no CUDA kernels, but got CUDA tensors")
         return "deform/cuda"
     return "deform/scalar" if torch.ops.torch_ext._isa() == "scalar" else "deform/avx2"
 

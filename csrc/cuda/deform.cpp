@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -39,13 +40,15 @@ struct Part {
   int64_t position_count() const { return positions.end - positions.begin; }
 };
 
+// With so many bytes for each image besides.
 template <class T, class Body>
-void for_each_part(const Deform& g, const Body& body) {
+void for_each_part(const Deform& g, int64_t bytes_of_image, const Body& body) {
   constexpr int64_t kColumnBytes = std::max(kSplits<T> * sizeof(T), sizeof(Acc<T>));
   const int64_t positions = g.positions();
   const int64_t row = (g.taps() * g.conv.in_channels + g.conv.out_channels) * kColumnBytes;
   const int64_t most = std::max<int64_t>(kColumnsBytes / row, 1);
-  const int64_t images = std::clamp<int64_t>(most / positions, 1, g.conv.batch), step = std::min(most, positions);
+  const int64_t fitting = std::min(most / positions, kColumnsBytes / std::max<int64_t>(bytes_of_image, 1));
+  const int64_t images = std::clamp<int64_t>(fitting, 1, g.conv.batch), step = std::min(most, positions);
   for (int64_t n = 0; n < g.conv.batch; n += images)
     for (int64_t p = 0; p < positions; p += step)
       body(Part{{n, std::min(n + images, g.conv.batch)}, {p, std::min(p + step, positions)}});
@@ -60,16 +63,31 @@ Tensor ordered(const Tensor& weight, int64_t groups) {
   return weight.flatten(2).transpose(1, 2).flatten(1).unflatten(0, {groups, -1});
 }
 
-// Products of batches of matrices, in the type of the sums.
-Tensor product(const Tensor& a, const Tensor& b) {
-  return a.element_size() > 2 ? at::bmm(a, b) : at::bmm(a, b, at::kFloat);
+Tensor largest(const Tensor& tensor) {
+  return at::linalg_vector_norm(tensor, std::numeric_limits<double>::infinity()).to(at::kDouble);
+}
+
+// Products of batches of matrices, in the type of the sums; divided by the scale of columns.
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& scale = {}) {
+  if (a.element_size() > 2) return at::bmm(a, b);
+  const bool sums_in_half = a.scalar_type() == at::kHalf && at::globalContext().allowFP16AccumulationCuBLAS();
+  Tensor result = sums_in_half ? at::bmm(a.to(at::kFloat), b.to(at::kFloat)) : at::bmm(a, b, at::kFloat);
+  return scale.defined() ? result.div_(scale) : result;
 }
 
 // Adds products to what is there, or puts them there; rounded once.
-void add_product(Tensor to, const Tensor& a, const Tensor& b, bool adds) {
+void add_product(Tensor to, const Tensor& a, const Tensor& b, const Tensor& scale, bool adds) {
   if (a.element_size() > 2) to.baddbmm_(a, b, adds ? 1 : 0, 1);
-  else if (adds) to.add_(product(a, b));
-  else to.copy_(product(a, b));
+  else if (adds) to.add_(product(a, b, scale));
+  else to.copy_(product(a, b, scale));
+}
+
+// The power of two that brings the largest column near to the largest number of float16, so that the smaller number of
+// a split is not lost below its range. One, where that is not known.
+Tensor scale_of_columns(const Tensor& input, const Tensor& mask) {
+  if (input.scalar_type() != at::kHalf) return {};
+  const Tensor bound = mask.defined() ? largest(input).mul(largest(mask)) : largest(input);
+  return bound.log2().ceil().neg().add(15).nan_to_num(0, 0, 0).clamp(-126, 126).exp2().to(at::kFloat);
 }
 
 template <class T>
@@ -77,6 +95,7 @@ struct Call {
   const Deform& g;
   const Tensor &input, &offset, &mask;
   Queue queue = current_queue();
+  Tensor scale = scale_of_columns(input, mask);
 
   DeformInputs<T> inputs(const Part& part) const {
     return {g, view<const T>(input), either<const T, T>(offset), either<const T, T>(mask), part.images, part.positions};
@@ -86,7 +105,9 @@ struct Call {
   Tensor make_columns(const Part& part) const {
     const int64_t rows = part.image_count() * part.position_count(), row = kSplits<T> * terms();
     Tensor columns = at::empty({g.conv.groups, rows, row}, input.options());
-    DeformKernels<T>::make_columns(queue, inputs(part), {static_cast<T*>(columns.mutable_data_ptr()), rows * row, row});
+    const auto* factor = scale.defined() ? static_cast<const Acc<T>*>(scale.const_data_ptr()) : nullptr;
+    DeformKernels<T>::make_columns(queue, inputs(part),
+                                   {static_cast<T*>(columns.mutable_data_ptr()), rows * row, row, factor});
     return columns;
   }
 };
@@ -98,7 +119,7 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
   const Tensor factors = ordered(weight, g.conv.groups).repeat({1, 1, kSplits<T>}).unsqueeze(0);
   if (bias.defined()) ops::set_to_bias(output, bias);
   const Tensor result = output.flatten(2).unflatten(1, {g.conv.groups, -1});  // [images, groups, outputs, positions]
-  for_each_part<T>(g, [&](const Part& part) {
+  for_each_part<T>(g, 0, [&](const Part& part) {
     const int64_t images = part.image_count();
     const Tensor columns = call.make_columns(part).unflatten(1, {images, -1}).permute({1, 0, 3, 2});
     const Tensor to = narrow(narrow(result, 0, part.images), 3, part.positions);
@@ -106,20 +127,20 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
     // One of the two axes is the batch: the longer one, for there is a call for each of the other's.
     const int64_t axis = images < g.conv.groups ? 0 : 1;
     for (int64_t i = 0; i < to.size(axis); ++i)
-      add_product(to.select(axis, i), w.select(axis, i), columns.select(axis, i), bias.defined());
+      add_product(to.select(axis, i), w.select(axis, i), columns.select(axis, i), call.scale, bias.defined());
   });
 }
 
-// The largest sum of a gradient is below 2^62 units; no number where that sum may be infinite or no number.
+// The largest sum of a gradient is below 2^62 units; no number where its terms may be infinite or no numbers.
 Tensor fixed_point_scale(const Deform& g, const Tensor& grad_output, const Tensor& weight, const Tensor& mask,
                          at::ScalarType type) {
-  const auto largest = [&](const Tensor& tensor) { return tensor.abs().amax().to(at::kDouble); };
+  Tensor term = largest(grad_output).mul(largest(weight)).mul(static_cast<double>(g.conv.out_per_group()));
+  if (mask.defined()) term = term.mul(largest(mask));
   // Of one pixel and channel: every sample of the image at most once, with a weight of at most one.
-  const double terms = static_cast<double>(g.positions()) * static_cast<double>(g.taps() * g.conv.out_per_group());
-  Tensor bound = largest(grad_output).mul(largest(weight)).mul(terms);
-  if (mask.defined()) bound = bound.mul(largest(mask));
-  bound = bound.to(type);
-  return bound.log2().ceil().neg().add(62).clamp(-126, 126).exp2().add(bound.sub(bound));
+  const Tensor bound = term.mul(static_cast<double>(g.positions()) * static_cast<double>(g.taps()));
+  const double range = type == at::kDouble ? 1022 : 126;
+  const Tensor scale = bound.log2().ceil().neg().add(62).clamp(-range, range).exp2().to(type);
+  return scale.add(term.to(type).mul(0));
 }
 
 template <class T, class S>
@@ -130,7 +151,7 @@ struct BackwardPass {
   Tensor sums = {}, scale = {};  // sums of the part's images, if not in the gradient itself
 
   void run() {
-    const auto& [g, input, offset, mask, queue] = call;
+    const auto& [g, input, offset, mask, queue, scale_of_columns] = call;
     const auto& [grad_input, grad_offset, grad_weight, grad_mask] = gradients;
     const bool spreads = grad_input.defined() || grad_offset.defined() || grad_mask.defined();
     const Tensor factors = spreads ? ordered(weight, g.conv.groups) : Tensor();
@@ -141,10 +162,16 @@ struct BackwardPass {
     if (grad_weight.defined())
       of_weight =
           at::zeros({g.conv.groups, g.conv.out_per_group(), call.terms()}, weight.options().dtype(ops::sum_type<T>()));
-    for_each_part<T>(g, [&](const Part& part) {
+    const int64_t pixels = g.conv.in[0] * g.conv.in[1] * g.conv.in[2];
+    const int64_t sums_of_image =
+        grad_input.defined() ? g.conv.in_channels * pixels * static_cast<int64_t>(sizeof(S)) : 0;
+    for_each_part<T>(g, sums_of_image, [&](const Part& part) {
       const bool begins = part.positions.begin == 0, ends = part.positions.end == g.positions();
       // [images, positions, outputs]: no copy of what is channels_last.
-      if (begins) of_images = narrow(grad_output, 0, part.images).movedim(1, -1).contiguous().flatten(1, -2);
+      if (begins) {
+        of_images = Tensor();  // frees those before
+        of_images = narrow(grad_output, 0, part.images).movedim(1, -1).contiguous().flatten(1, -2);
+      }
       const Tensor gradient = narrow(of_images, 1, part.positions)
                                   .reshape({-1, g.conv.groups, g.conv.out_per_group()})
                                   .transpose(0, 1);  // [groups, images * positions, outputs]
@@ -163,8 +190,8 @@ struct BackwardPass {
   }
 
   void add_to_weight(const Tensor& of_weight, const Tensor& gradient, const Tensor& columns) const {
-    if (kSplits<T> == 1) add_product(of_weight, gradient, columns, true);
-    else of_weight.add_(product(gradient, columns).unflatten(2, {kSplits<T>, -1}).sum(2));
+    if (kSplits<T> == 1) add_product(of_weight, gradient, columns, {}, true);
+    else of_weight.add_(product(gradient, columns, call.scale).unflatten(2, {kSplits<T>, -1}).sum(2));
   }
 
   // The gradient itself, set to zero, if it is of the type of the sums and has evenly spaced pixels; else numbers that

@@ -45,7 +45,10 @@ SeparableGradients separable_conv_backward(const Tensor& grad_output, const Tens
   const c10::cuda::CUDAGuard device(input.device());
   const Ones ones(g.depthwise.dims);
   const int64_t groups = g.depthwise.groups;
-  const Tensor hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, groups);
+  // Of a weight that needs no gradient, only the size and format of what it meets is used.
+  Tensor hidden;
+  if (mask[2]) hidden = conv(input, depthwise_weight, {}, stride, padding, dilation, groups);
+  else hidden = ops::empty_output(input.options(), g.depthwise, ops::wants_channels_last(input, depthwise_weight));
   const auto [grad_hidden, grad_pointwise, grad_bias] =
       conv_backward(grad_output, hidden, pointwise_weight, ones.stride, ones.padding, ones.stride, 1,
                     {mask[0] || mask[1], mask[2], mask[3]});

@@ -54,16 +54,20 @@ Call normalise_cast(const char* family, int dims, const at::Tensor& input, const
 
 // Dense and grouped convolutions that PyTorch does as well or better are handed over here, above autograd, so that
 // every tool sees PyTorch's own op. Where that depends on the instruction set or on more than channels, the core op
-// decides; it also takes what PyTorch gives in another memory format (1-D, 3-D in float64, all on meta) than promised,
-// or refuses (empty axes).
+// decides; it also takes what PyTorch gives in another memory format (1-D, 3-D in float64, all of that on a GPU, all on
+// meta) than promised, or refuses (empty axes).
 bool goes_to_pytorch(const ConvGeometry<c10::SymInt>& g, const at::Tensor& input, const at::Tensor& weight) {
-  if (input.is_cuda()) return select_cuda_kernel(g) == Kernel::kAten;
   const auto dtype = input.scalar_type();
-  if (dtype != at::kFloat && dtype != at::kDouble) return false;
-  if (!belongs_to_pytorch(g, dtype == at::kFloat ? DType::kFloat32 : DType::kFloat64)) return false;
+  if (input.is_cuda()) {
+    if (select_cuda_kernel(g) != Kernel::kAten) return false;
+  } else {
+    if (dtype != at::kFloat && dtype != at::kDouble) return false;
+    if (!belongs_to_pytorch(g, dtype == at::kFloat ? DType::kFloat32 : DType::kFloat64)) return false;
+  }
   const auto is_empty = [](const c10::SymInt& size) { return detail::known(size) == 0; };
   if (is_empty(g.in_channels) || is_empty(g.in[0]) || is_empty(g.in[1]) || is_empty(g.in[2])) return false;
-  const bool loses_format = input.is_meta() || g.dims == 1 || (g.dims == 3 && dtype == at::kDouble);
+  const bool loses_double = g.dims == 3 || input.is_cuda();
+  const bool loses_format = input.is_meta() || g.dims == 1 || (loses_double && dtype == at::kDouble);
   return !(loses_format && wants_channels_last(input, weight));
 }
 

@@ -24,8 +24,8 @@ struct DeformInputs {
 };
 
 // As how many numbers of T columns hold one of Acc<T>, the larger ones first: matrix products of 16-bit numbers, which
-// are many times faster than others, so have the accuracy of float32. Two of float16 have 22 bits, three of bfloat16
-// have 24.
+// are many times faster than others, so have the accuracy of float32. Two of float16 have 22 bits, as long as columns
+// are scaled to its range, three of bfloat16 have 24.
 template <class T>
 inline constexpr int kSplits = 1;
 template <>
@@ -38,7 +38,8 @@ inline constexpr int kSplits<BFloat16> = 3;
 template <class T>
 struct Columns {
   T* data;
-  int64_t group, row;  // strides
+  int64_t group, row;                                  // strides
+  const Acc<std::remove_const_t<T>>* scale = nullptr;  // what columns are multiplied with, in the GPU's memory
 };
 
 // A sum in fixed point, in units and in parts of one: int64, which have one result for any order. No sum may reach 2^62

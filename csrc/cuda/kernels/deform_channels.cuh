@@ -71,7 +71,7 @@ SIMT_DEVICE SampleBlock sample_block(const DeformInputs<T>& in, const DeformSize
 template <class Body>
 SIMT_DEVICE void for_own_samples(const SampleBlock& b, const SampleTile& tile, const Body& body) {
   const int count = b.samples();
-  for (int i = threadIdx.x; i < count; i += kChannelThreads) {
+  for (int i = threadIdx.x; i < count; i += kSampleThreads) {
     const int major = i / (tile.channels_first ? b.slots : b.positions);
     const int minor = i - major * (tile.channels_first ? b.slots : b.positions);
     const int position = tile.channels_first ? major : minor, slot = tile.channels_first ? minor : major;
@@ -96,7 +96,7 @@ SIMT_DEVICE void place_samples(const DeformInputs<T>& in, const DeformSizes& siz
 }
 
 template <int kDims, int kVector, class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_columns_kernel(ChannelColumnsParams<T> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kSampleThreads, 2) channel_columns_kernel(ChannelColumnsParams<T> p) {
   using A = Acc<T>;
   using V = simt::Vector<T, kVector>;
   constexpr int kCorners = 1 << kDims;
@@ -105,13 +105,14 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_columns_kernel(C
   place_samples<kDims>(p.in, p.sizes, p.tile, b, p.columns.row, samples);
   __syncthreads();
 
+  const A scale = scale_of(p.columns);
   const T* const image = p.in.input.at(b.image, 0);
   const int lanes = p.tile.lanes, step = lanes * kVector, count = b.samples();
   const int first = threadIdx.x % lanes * kVector;
-  for (int i = threadIdx.x / lanes; i < count; i += kChannelThreads / lanes) {
+  for (int i = threadIdx.x / lanes; i < count; i += kSampleThreads / lanes) {
     const PlacedSample<A, kDims>& s = samples[i];
     const bool meets = meets_image(s);
-    const A factor = factor_of(s);
+    const A factor = factor_of(s) * scale;
     const T* corner[kCorners];
     A weight[kCorners];
     bool exists[kCorners];
@@ -150,7 +151,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_columns_kernel(C
 }
 
 template <int kDims, class S, class T>
-SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(ChannelSpreadParams<T, S> p) {
+SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kSampleThreads, 2) channel_spread_kernel(ChannelSpreadParams<T, S> p) {
   using A = Acc<T>;
   constexpr int kCorners = 1 << kDims;
   auto* const samples = simt::shared<PlacedSample<A, kDims>>();
@@ -164,7 +165,7 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kChannelThreads, 2) channel_spread_kernel(Ch
   const A scale = scale_of(sums);
   const int lanes = p.tile.lanes, lane = threadIdx.x % lanes, count = b.samples();
   // All lanes of a warp go on to its last sample, for the shuffles.
-  for (int i0 = 0; i0 < count; i0 += kChannelThreads / lanes) {
+  for (int i0 = 0; i0 < count; i0 += kSampleThreads / lanes) {
     const int i = i0 + threadIdx.x / lanes;
     const PlacedSample<A, kDims>& s = samples[simt::min(i, count - 1)];
     const bool has_sample = i < count, adds = has_sample && sums.data != nullptr && meets_image(s);

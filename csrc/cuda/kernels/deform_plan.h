@@ -65,7 +65,7 @@ inline int even_part(int64_t count, int64_t most) {
 
 // ---- lanes are channels: a block has the samples of some positions, taps and offset groups ----
 
-inline constexpr int kChannelThreads = 256;
+inline constexpr int kSampleThreads = 256;
 
 struct SampleTile {
   int positions, taps, offset_groups;
@@ -116,7 +116,7 @@ SampleTile sample_tile(const DeformInputs<T>& in, const DeformSizes& s, int vect
 template <class T>
 simt::LaunchSize sample_tile_size(const DeformInputs<T>& in, const SampleTile& t, int64_t sample_bytes) {
   const int64_t blocks = (in.images.end - in.images.begin) * t.position_tiles * t.tap_tiles * t.group_tiles;
-  return {{static_cast<unsigned>(blocks)}, {kChannelThreads}, static_cast<size_t>(t.samples() * sample_bytes)};
+  return {{static_cast<unsigned>(blocks)}, {kSampleThreads}, static_cast<size_t>(t.samples() * sample_bytes)};
 }
 
 // ---- lanes are positions: a warp has runs of 32 positions; a run is the channels of an offset group at a tap ----

@@ -92,13 +92,14 @@ SIMT_GLOBAL void SIMT_LAUNCH_BOUNDS(kPositionThreads, 4) position_columns_kernel
   A* const tile = simt::shared<A>() + threadIdx.x / 32 * (32 * kTilePitch);
   A* const own = tile + threadIdx.x % 32 * kTilePitch;
   const WarpRuns w = runs_of_warp(p.in, p.sizes, p.tile);
+  const A scale = scale_of(p.columns);
   int filled = 0;
   for (int run = w.run; run < w.end; ++run) {
     const SampleIndex index = sample_index(p.tile, w, run);
     Sample<A, kDims> s{};
     if (w.has_position) s = sample_of<kDims>(p.in, p.sizes, index);
     const bool meets = w.has_position && meets_image(s);
-    const A factor = factor_of(s);
+    const A factor = factor_of(s) * scale;
     int64_t place[kCorners];
     bool exists[kCorners];
     SIMT_UNROLL

@@ -42,6 +42,12 @@ SIMT_DEVICE int64_t place_in_row(const DeformSizes& sizes, int64_t group_stride,
   return group * group_stride + int64_t{tap} * sizes.per_group + (channel - group * sizes.per_group);
 }
 
+// What is multiplied into the columns.
+template <class T>
+SIMT_DEVICE Acc<T> scale_of(const Columns<T>& columns) {
+  return columns.scale == nullptr ? Acc<T>(1) : simt::ld(columns.scale);
+}
+
 // From one number of a split to the next.
 SIMT_DEVICE int64_t split_stride(const DeformSizes& sizes) { return int64_t{sizes.taps} * sizes.per_group; }
 

@@ -81,7 +81,7 @@ bool make_grad_planes(const ConvGeometry<int64_t>& g, const View<const T>& grad_
   p.blocks = g.groups * p.output_blocks * p.input_blocks * p.group_blocks;
   p.tile = make_tile<T>(p.axes, row_vector(input, p.axes[2].source), row_vector(grad_output, p.axes[2].target), p.batch,
                         [&](const Tile& tile) { return grad_planes_bytes(p, tile); });
-  if (grad_planes_bytes(p, p.tile) > kMostTileBytes) return false;
+  if (!p.tile.may_fit() || grad_planes_bytes(p, p.tile) > kMostTileBytes) return false;
   p.input_box = Box(p.tile.sources, p.tile.source_vector);
   p.grad_box = Box(p.tile.targets, p.tile.target_vector);
   p.steps = simt::ceil_div(p.batch, p.tile.planes);

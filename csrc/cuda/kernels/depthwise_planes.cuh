@@ -48,7 +48,7 @@ bool make_planes(const ConvGeometry<int64_t>& g, bool transposed, const View<con
   p.channels = static_cast<int>(channels);
   p.tile = make_tile<T>(p.axes, row_vector(source, p.axes[2].source), row_vector(target, p.axes[2].target), p.channels,
                         [&](const Tile& tile) { return planes_bytes(p, tile); });
-  if (planes_bytes(p, p.tile) > kMostTileBytes || p.tile.threads() > kTileThreads) return false;
+  if (!p.tile.may_fit() || planes_bytes(p, p.tile) > kMostTileBytes || p.tile.threads() > kTileThreads) return false;
   p.source_box = Box(p.tile.sources, p.tile.source_vector);
   p.target_box = Box(p.tile.targets, p.tile.target_vector);
   p.channel_blocks = static_cast<int>(simt::ceil_div(p.channels, p.tile.planes));

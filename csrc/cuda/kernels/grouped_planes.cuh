@@ -53,7 +53,8 @@ bool make_grouped_planes(const ConvGeometry<int64_t>& g, bool transposed, const 
   p.target_blocks = static_cast<int>(simt::ceil_div(p.pairs.per_source(), kGroupTargets<T>));
   p.tile = make_tile<T>(p.axes, row_vector(source, p.axes[2].source), row_vector(target, p.axes[2].target), p.batch,
                         [&](const Tile& tile) { return grouped_planes_bytes(p, tile); });
-  if (grouped_planes_bytes(p, p.tile) > kMostTileBytes || p.tile.threads() > kTileThreads) return false;
+  if (!p.tile.may_fit() || grouped_planes_bytes(p, p.tile) > kMostTileBytes || p.tile.threads() > kTileThreads)
+    return false;
   p.source_box = Box(p.tile.sources, p.tile.source_vector);
   p.target_box = Box(p.tile.targets, p.tile.target_vector);
   int64_t blocks = int64_t{p.groups} * p.target_blocks;

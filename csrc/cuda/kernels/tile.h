@@ -32,6 +32,8 @@ struct Tile {
   TORCH_EXT_HOST_DEVICE int64_t source_size() const { return source_rows() * row_pitch; }
   TORCH_EXT_HOST_DEVICE int64_t target_size() const { return int64_t{target_rows()} * target_pitch; }
   int threads() const { return row_threads() * target_rows(); }
+  // Whether source_size() fits in 64 bits, to begin with.
+  bool may_fit() const { return int64_t{sources[0]} * sources[1] <= kMostTileBytes; }
 };
 
 // The most numbers, up to 16 bytes, of which rows of this length and all strides are multiples. Rows then begin and end

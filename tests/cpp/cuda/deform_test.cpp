@@ -102,12 +102,12 @@ struct OnDevice {
   }
 
   // Laid out like their gradient, but with splits side by side.
-  Columns<T> make(const RunOptions& options = {}) {
+  Columns<T> make(const RunOptions& options = {}, const A* scale = nullptr) {
     const int64_t of_group = q.g.taps() * q.g.conv.in_per_group(), more = (kSplits<T> - 1) * of_group;
     const int64_t row = q.row_stride + more * (q.c.groups_in_rows ? q.c.groups : 1);
     const int64_t group = q.c.groups_in_rows ? q.group_stride + more : q.rows * row;
     const int64_t count = (q.rows - 1) * row + (q.c.groups - 1) * group + of_group + more;
-    const Columns<T> columns{gpu.output<T>("columns", count), group, row};
+    const Columns<T> columns{gpu.output<T>("columns", count), group, row, scale};
     cuda::make_columns(in, columns, Launch{gpu, options});
     return columns;
   }
@@ -361,17 +361,20 @@ TYPED_TEST(DeformTypes, SplitColumns) {
   }
 }
 
-// What T cannot hold is infinite, and not made no number by what is left of it.
+// What T cannot hold is infinite, and not made no number by what is left of it; a scale brings it into range.
 TEST_F(CudaTest, SplitColumnsOverflow) {
-  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
-    Runner own;
-    DeformProblem q(square(24, layout));
-    q.input.fill([] { return 60000; });
-    q.mask.fill([] { return -4; });
-    q.offset.fill([] { return 0; });
-    OnDevice<Half> d(q, own);
-    expect_same("column", d.read(d.make()), q.columns(), rounded<Half>);
-  }
+  for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast})
+    for (const float scale : {1.f, 0x1p-3f}) {
+      Runner own;
+      DeformProblem q(square(24, layout));
+      q.input.fill([] { return 60000; });
+      q.mask.fill([] { return -4; });
+      q.offset.fill([] { return 0; });
+      OnDevice<Half> d(q, own);
+      std::vector<double> expected = q.columns();
+      for (double& x : expected) x *= scale;
+      expect_same("column", d.read(d.make({}, own.input("scale", std::vector<float>{scale}))), expected, rounded<Half>);
+    }
 }
 
 // A scale that is no number, which stands for gradients that are none, makes the result none.

@@ -139,6 +139,9 @@ TEST_F(DepthwiseCuda, Direct) {
   check(spread);
   spread = {1, 2, 2, 2, {3, 4, 9}, {2, 2, 2}, {1, 1, 1}, {70000, 0, 70000, 0, 3, 0}, {70000, 70000, 2}};
   check(spread);
+  // A window of 2^64 numbers.
+  const int64_t far = (int64_t{1} << 28) - 1;
+  check({1, 1, 1, 1, {1, 1, 250}, {2, 2, 3}, {1, 1, 1}, {far, 0, far, 0, 1, 1}, {far, far, 1}});
   ConvCase sparse{1, 2, 2, 2, {5, 2000}, {3, 3}, {1, 900}, {1, 1, 0, 0}, {1, 1}};
   check(sparse);
 }

@@ -30,7 +30,12 @@ inline std::shared_ptr<char> allocate(size_t bytes) {
   return {static_cast<char*>(p), [](char* memory) { cudaFree(memory); }};
 }
 
-inline std::shared_ptr<char> reserve(size_t bytes) { return allocate(bytes); }
+// Zero, as memory is that nobody wrote to.
+inline std::shared_ptr<char> reserve(size_t bytes) {
+  auto memory = allocate(bytes);
+  check(cudaMemset(memory.get(), 0, bytes), "cudaMemset");
+  return memory;
+}
 
 inline void copy(void* to, const void* from, size_t bytes) {
   if (bytes > 0) check(cudaMemcpy(to, from, bytes, cudaMemcpyDefault), "cudaMemcpy");

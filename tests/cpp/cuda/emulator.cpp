@@ -194,8 +194,8 @@ void check(const LaunchSize& size, const LaunchOptions& options) {
   if (g.y > 65535 || g.z > 65535) refuse("a grid of " + text(g) + ", at most 65535 is possible in y and z");
   if (b.z > 64) refuse("a block of " + text(b) + " threads, at most 64 is possible in z");
   if (uint64_t{b.x} * b.y * b.z > 1024) refuse("a block of " + text(b) + " threads, at most 1024 are possible");
-  if (size.shared_bytes > 227 << 10)
-    refuse(std::to_string(size.shared_bytes) + " bytes of shared memory, at most 227 KiB are possible");
+  if (size.shared_bytes > 99 << 10)
+    refuse(std::to_string(size.shared_bytes) + " bytes of shared memory, at most 99 KiB are possible on every GPU");
   for (Dim block : options.only_blocks)
     if (block.x >= g.x || block.y >= g.y || block.z >= g.z)
       refuse("no block " + text(block) + " in a grid of " + text(g));

@@ -473,13 +473,13 @@ TEST(Emulator, LimitsOfALaunch) {
   refused({{1, 1, 65536}, {32}}, "at most 65535 is possible in y and z");
   refused({{1u << 31}, {32}}, "at most 2^31 - 1 is possible");
   refused({{0}, {32}}, "no blocks or no threads");
-  refused({{1}, {32}, (227 << 10) + 1}, "at most 227 KiB are possible");
+  refused({{1}, {32}, (99 << 10) + 1}, "at most 99 KiB are possible");
   expect_failure(
       [] {
         simt::launch({{2}, {32}}, empty_kernel, {}, {Order::kForward, 1, {{2, 0, 0}}});
       },
       {"no block (2, 0, 0) in a grid of (2, 1, 1)"});
-  simt::launch({{1, 2, 3}, {4, 4, 64}, 227 << 10}, empty_kernel, {});
+  simt::launch({{1, 2, 3}, {4, 4, 64}, 99 << 10}, empty_kernel, {});
 }
 
 }  // namespace
