@@ -89,10 +89,10 @@ library = Extension(
         "nvcc": ["-std=c++20", "-O3", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden,-Wall,-Wextra"],
     },
     # OpenMP and CUDA's runtime are used but not linked: the symbols come from the copies that PyTorch's libraries use.
-    # With torch_cuda a C++ program has PyTorch's own ops on a GPU, too.
-    libraries=["c10", "torch_cpu", *(["c10_cuda", "torch_cuda"] if WITH_CUDA else [])],
+    libraries=["c10", "torch_cpu", *(["c10_cuda"] if WITH_CUDA else [])],
     library_dirs=library_paths(),
-    extra_link_args=["-Wl,--no-as-needed"] if WITH_CUDA else [],
+    # With it a C++ program has PyTorch's own ops on a GPU, too.
+    extra_link_args=["-Wl,--no-as-needed", "-ltorch_cuda"] if WITH_CUDA else [],
     runtime_library_dirs=["$ORIGIN/../../torch/lib"],
     language="c++",
     py_limited_api=True,
