@@ -23,21 +23,21 @@ class DepthwiseTraffic : public CudaTest {
   }
 
   template <class T>
-  void expect_little(const ConvCase& c) {
+  void expect_little(const ConvCase& c, double sectors = kSectors, double bytes = kBytes) {
     SCOPED_TRACE(c.text() + ", bytes of a number: " + std::to_string(sizeof(T)));
     ConvProblem<T> p(c);
     run_forward(&p);
-    p.gpu.expect_loads(p.device_input.buffer, kSectors, kBytes);
-    p.gpu.expect_stores(p.output.buffer, kSectors, kBytes);
+    p.gpu.expect_loads(p.device_input.buffer, sectors, bytes);
+    p.gpu.expect_stores(p.output.buffer, sectors, bytes);
     run_grad_input(&p);
-    p.gpu.expect_loads(p.device_grad_output.buffer, kSectors, kBytes);
-    p.gpu.expect_stores(p.grad_input.buffer, kSectors, kBytes);
+    p.gpu.expect_loads(p.device_grad_output.buffer, sectors, bytes);
+    p.gpu.expect_stores(p.grad_input.buffer, sectors, bytes);
     int step = 0;
     run_grad_weight(&p, [&](const simt::LaunchSize& size, auto* kernel, const auto& params) {
       p.gpu.run(size, kernel, params);
       if (step++ > 0) return;
-      p.gpu.expect_loads(p.device_grad_output.buffer, kSectors, 2);
-      p.gpu.expect_loads(p.device_input.buffer, kSectors, 2);
+      p.gpu.expect_loads(p.device_grad_output.buffer, sectors, 2);
+      p.gpu.expect_loads(p.device_input.buffer, sectors, 2);
     });
   }
 };
@@ -65,6 +65,31 @@ TEST_F(DepthwiseTraffic, Strided) {
     if (layout == Layout::kContiguous) c.in_channels = c.out_channels = c.groups = 16;
     expect_little<float>(c);
     expect_little<Half>(c);
+  }
+}
+
+// Rows of an odd number of columns begin anywhere in a sector, and those of 7 or 14 fill one in part.
+TEST_F(DepthwiseTraffic, OtherSizes) {
+  for (int64_t size : {7, 14, 28, 57})
+    for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+      ConvCase c = usual_case(3, layout);
+      c.in = {size, size};
+      const bool odd = layout == Layout::kContiguous && size % 2 == 1;
+      expect_little<float>(c);
+      expect_little<Half>(c, odd ? 1.6 : kSectors);
+    }
+}
+
+TEST_F(DepthwiseTraffic, OneAndThreeAxes) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    ConvCase line = usual_case(3, layout), volume = line;
+    line.in = {1000}, line.kernel = {3}, line.stride = line.dilation = {1}, line.padding = {1, 1};
+    volume.in = {12, 14, 16}, volume.kernel = {3, 3, 3}, volume.stride = volume.dilation = {1, 1, 1};
+    volume.padding = {1, 1, 1, 1, 1, 1};
+    expect_little<float>(line);
+    expect_little<Half>(line);
+    expect_little<float>(volume, kSectors, 1.3);  // with what lies around blocks along three axes
+    expect_little<Half>(volume, kSectors, 1.3);
   }
 }
 

@@ -90,7 +90,7 @@ TEST_F(GroupedCuda, Traffic) {
       for (int64_t kernel : {3, 7}) {
         if (kernel == 7 && channels != 3 && channels != 8) continue;
         const bool by_pixels = layout == Layout::kChannelsLast;
-        ConvCase c = grouped_case((channels % 3 == 0 ? 96 : 64) / channels, channels, channels, {14, 32}, kernel);
+        ConvCase c = grouped_case((channels % 3 == 0 ? 48 : 32) / channels, channels, channels, {14, 32}, kernel);
         c.batch = 4;  // enough blocks without cutting images
         c.input_layout = c.output_layout = layout;
         c.multiprocessors = 1;
