@@ -54,6 +54,14 @@ void for_each_part(const Deform& g, int64_t bytes_of_image, const Body& body) {
       body(Part{{n, std::min(n + images, g.conv.batch)}, {p, std::min(p + step, positions)}});
 }
 
+// Kernels count channels and taps in 32 bits.
+void check_counts(const char* op, const Deform& g) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  TORCH_CHECK(g.taps() < kMost && g.conv.in_channels < kMost, op,
+              ": expected fewer than 2^30 channels and taps, but got ", g.conv.in_channels, " channels and ", g.taps(),
+              " taps");
+}
+
 Tensor narrow(const Tensor& tensor, int64_t axis, Range range) {
   return tensor.narrow(axis, range.begin, range.end - range.begin);
 }
@@ -224,6 +232,7 @@ Tensor deform_conv(const Tensor& input, const Tensor& offset, const Tensor& weig
                    const std::optional<Tensor>& bias, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation) {
   const Deform g =
       ops::check_deform<int64_t>("deform_conv", input, offset, weight, mask, bias, stride, padding, dilation);
+  check_counts("deform_conv", g);
   const c10::cuda::CUDAGuard device(input.device());
   Tensor output = ops::empty_output(input.options(), g.conv, ops::wants_channels_last(input, weight));
   if (ops::is_empty(g.conv)) {
@@ -241,6 +250,7 @@ ops::DeformGradients deform_conv_backward(const Tensor& grad_output, const Tenso
                                           IntArrayRef padding, IntArrayRef dilation, DeformMask output_mask) {
   const Deform g = ops::check_deform_backward<int64_t>("deform_conv_backward", grad_output, input, offset, weight, mask,
                                                        stride, padding, dilation);
+  check_counts("deform_conv_backward", g);
   const c10::cuda::CUDAGuard device(input.device());
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const Tensor modulation = mask.value_or(Tensor());
