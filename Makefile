@@ -21,6 +21,7 @@ CUDA_NATIVE := build/cuda_native
 PREFIX := build/prefix
 KERNELS = $$(ls -d $(CURDIR)/build/objects-torch-$(TORCH)*/csrc/cpu/kernels | head -1)
 GPU_TESTS := $(CUDA_NATIVE)/tests/cpp/cuda/cuda_tests_gpu.dir/cuda_tests_gpu
+NEEDS_NVCC = if ! command -v nvcc >/dev/null; then echo "make $@: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e
 JOBS ?= $(shell nproc)
 export MAX_JOBS ?= $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -74,7 +75,7 @@ consumer: native install
 # A wheel in build/cuda, whose kernels may not spill; its copy in build/cuda/site loads, also where there is no GPU.
 # What nvcc compiled before is compiled again, for its report.
 cuda: install
-	@if ! command -v nvcc >/dev/null; then echo "make cuda: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e; \
+	@$(NEEDS_NVCC); \
 	rm -rf build/cuda build/objects-torch-*/csrc/cuda && mkdir -p build/cuda; \
 	FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" python -m pip wheel --verbose --no-deps --no-build-isolation \
 	  -w build/cuda . > build/cuda/log 2>&1 || { tail -100 build/cuda/log; exit 1; }; \
@@ -90,7 +91,7 @@ emulated: install $(NATIVE)/build.ninja
 	  pytest -m "not slow" $(OPS_TESTS:%=tests/test_%.py)
 
 cuda_native: install $(STAMPS)/test $(STAMPS)/debian-test
-	@if ! command -v nvcc >/dev/null; then echo "make cuda_native: SKIPPED, for nvcc is not on PATH"; exit 0; fi; set -e; \
+	@$(NEEDS_NVCC); \
 	cmake -S . -B $(CUDA_NATIVE) -G Ninja -DPython3_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python -DTORCH_EXT_BUILD_TESTS=ON \
 	  -DTORCH_EXT_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90 -DTORCH_EXT_KERNELS=$(KERNELS); \
 	cmake --build $(CUDA_NATIVE) -j $(JOBS) --target torch_ext cuda_tests_gpu; \

@@ -305,6 +305,9 @@ def test_builds_without_cuda_say_so() -> None:
     for op, *arguments in calls:
         with pytest.raises(NotImplementedError, match="has no CUDA kernels.* FORCE_CUDA=1 pip install"):
             op.default.redispatch(cuda, *arguments)
+    with FakeTensorMode(), pytest.raises(NotImplementedError, match="deform_conv1d: .* has no CUDA kernels"):
+        w = torch.empty(1, 1, 1, device="cuda")
+        torch_ext.which_kernel("deform_conv1d", w, w, w)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 9))])

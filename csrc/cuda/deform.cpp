@@ -102,8 +102,8 @@ template <class T>
 struct Call {
   const Deform& g;
   const Tensor &input, &offset, &mask;
+  Tensor column_scale;  // none: one
   Queue queue = current_queue();
-  Tensor scale = scale_of_columns(input, mask);
 
   DeformInputs<T> inputs(const Part& part) const {
     return {g, view<const T>(input), either<const T, T>(offset), either<const T, T>(mask), part.images, part.positions};
@@ -113,7 +113,7 @@ struct Call {
   Tensor make_columns(const Part& part) const {
     const int64_t rows = part.image_count() * part.position_count(), row = kSplits<T> * terms();
     Tensor columns = at::empty({g.conv.groups, rows, row}, input.options());
-    const auto* factor = scale.defined() ? static_cast<const Acc<T>*>(scale.const_data_ptr()) : nullptr;
+    const auto* factor = column_scale.defined() ? static_cast<const Acc<T>*>(column_scale.const_data_ptr()) : nullptr;
     DeformKernels<T>::make_columns(queue, inputs(part),
                                    {static_cast<T*>(columns.mutable_data_ptr()), rows * row, row, factor});
     return columns;
@@ -123,7 +123,7 @@ struct Call {
 template <class T>
 void forward(const Deform& g, const Tensor& input, const Tensor& offset, const Tensor& weight, const Tensor& mask,
              const Tensor& bias, Tensor& output) {
-  const Call<T> call{g, input, offset, mask};
+  const Call<T> call{g, input, offset, mask, scale_of_columns(input, mask)};
   const Tensor factors = ordered(weight, g.conv.groups).repeat({1, 1, kSplits<T>}).unsqueeze(0);
   if (bias.defined()) ops::set_to_bias(output, bias);
   const Tensor result = output.flatten(2).unflatten(1, {g.conv.groups, -1});  // [images, groups, outputs, positions]
@@ -135,7 +135,7 @@ void forward(const Deform& g, const Tensor& input, const Tensor& offset, const T
     // One of the two axes is the batch: the longer one, for there is a call for each of the other's.
     const int64_t axis = images < g.conv.groups ? 0 : 1;
     for (int64_t i = 0; i < to.size(axis); ++i)
-      add_product(to.select(axis, i), w.select(axis, i), columns.select(axis, i), call.scale, bias.defined());
+      add_product(to.select(axis, i), w.select(axis, i), columns.select(axis, i), call.column_scale, bias.defined());
   });
 }
 
@@ -159,7 +159,7 @@ struct BackwardPass {
   Tensor sums = {}, scale = {};  // sums of the part's images, if not in the gradient itself
 
   void run() {
-    const auto& [g, input, offset, mask, queue, scale_of_columns] = call;
+    const auto& [g, input, offset, mask, column_scale, queue] = call;
     const auto& [grad_input, grad_offset, grad_weight, grad_mask] = gradients;
     const bool spreads = grad_input.defined() || grad_offset.defined() || grad_mask.defined();
     const Tensor factors = spreads ? ordered(weight, g.conv.groups) : Tensor();
@@ -199,7 +199,7 @@ struct BackwardPass {
 
   void add_to_weight(const Tensor& of_weight, const Tensor& gradient, const Tensor& columns) const {
     if (kSplits<T> == 1) add_product(of_weight, gradient, columns, {}, true);
-    else of_weight.add_(product(gradient, columns, call.scale).unflatten(2, {kSplits<T>, -1}).sum(2));
+    else of_weight.add_(product(gradient, columns, call.column_scale).unflatten(2, {kSplits<T>, -1}).sum(2));
   }
 
   // The gradient itself, set to zero, if it is of the type of the sums and has evenly spaced pixels; else numbers that
@@ -265,7 +265,8 @@ ops::DeformGradients deform_conv_backward(const Tensor& grad_output, const Tenso
   }
   if (wanted && !ops::is_empty(g.conv))
     ops::dispatch(input, [&]<class T>(T*) {
-      const Call<T> call{g, input, offset, modulation};
+      const Call<T> call{g, input, offset, modulation,
+                         gradients[2].defined() ? scale_of_columns(input, modulation) : Tensor()};
       if (at::globalContext().deterministicAlgorithms()) backward<T, FixedPoint>(call, grad_output, weight, gradients);
       else backward<T, Acc<T>>(call, grad_output, weight, gradients);
     });
